@@ -1,0 +1,52 @@
+# `make` alone lists the targets. The environment in .venv is made by the first target that needs it.
+#   make demo PYTHON=python3.12       another Python for a new environment
+#   make demo ARGS=data.batch_size=2  further keys for train.py or benchmarks/compare.py
+#   make test ARGS="-m 'not slow'"    further arguments for pytest
+
+PYTHON ?= python3
+ARGS ?=
+VENV := .venv
+BIN := $(VENV)/bin
+
+# Threads that wait for work sleep instead of spinning, so that they do not take cores from those that work.
+export OMP_WAIT_POLICY := passive
+# On many virtual machines the page faults of large allocations cost half of the time; huge pages cure it.
+export GLIBC_TUNABLES := glibc.malloc.hugetlb=1
+
+.DEFAULT_GOAL := help
+.PHONY: help venv demo test compare lint format clean
+
+help: ## List the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+venv: $(VENV)/.installed ## Make the environment with the tested versions
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "$(PYTHON) is older than Python 3.11: name a newer one, as in make PYTHON=python3.12 venv" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet -c constraints.txt torch
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
+	@touch $@
+
+demo: venv ## Invert the example images on the CPU; the last line names the page to open
+	$(BIN)/python train.py $(ARGS)
+
+test: lint ## Check the code and run all tests
+	$(BIN)/python -m pytest $(ARGS)
+
+compare: venv ## Compare the methods at equal cost, in one table
+	$(BIN)/python benchmarks/compare.py $(ARGS)
+
+lint: venv ## Check style, format and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: venv ## Put the code into the project's format
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean: ## Remove the environment, caches and build products; outputs/ stays
+	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

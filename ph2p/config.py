@@ -1,0 +1,230 @@
+"""The configuration's schema: every key with its type, meaning and range. YAML files in `configs/` fill it in.
+
+Hydra checks types and unknown keys against these classes; `validate` checks ranges. Both give one line.
+"""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra import compose, initialize_config_dir
+from hydra.core.config_store import ConfigStore
+from hydra.errors import HydraException
+from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from ph2p.errors import UserError
+
+PACKAGE = Path(__file__).resolve().parent
+
+
+@dataclass
+class SearchConfig:
+    """Token swaps after the optimisation (`search.greedy_swaps`)."""
+
+    share: float = 0.5  # of the budget, in (0, 1)
+    draws: int = 8  # N of the search's own fixed draws
+    swaps: int = 32  # evaluated exactly in each round
+    starts: int = 1  # best candidates that the search begins with, each a row of its own
+
+
+@dataclass
+class SelectionConfig:
+    """How the winner is chosen among the candidates that were visited."""
+
+    shortlist: int = 12  # distinct candidates that are scored, those with the lowest loss so far
+    draws: int = 16  # N of the validation draws
+    finalists: int = 3  # best of the shortlist that are rendered and ranked by CLIP image similarity
+    steps: int = 15  # denoising steps of those renderings
+
+
+@dataclass
+class MethodConfig:
+    """A method of prompt inversion. A new method is a new file in `configs/method/`."""
+
+    name: str = MISSING
+    budget: int = MISSING  # denoiser samples an image, forward plus backward, everything but the final evaluation
+    prompt_length: int = 8  # M, in [1, context length - 2]; ignored when `init` is a text
+    init: str = "random"  # "random": tokens drawn from the allowed vocabulary; else the words to start from
+    objective: str = "denoising"  # or "clip": one minus the CLIP similarity of prompt and picture
+    timesteps: list[int] = field(default_factory=lambda: [500, 1000])  # t in [t_min, t_max)
+    draws: int = 4  # N, drawn anew for every step of the optimiser
+    steps: int = 1  # optimiser steps an epoch; the prompt is projected at the end of an epoch
+    restarts: int = 1  # prompts an image, each from its own start, as extra rows of the batch
+    snap: bool = True  # the next epoch starts from the projected embeddings
+    straight_through: bool = False  # project at every evaluation, gradient to the continuous prompt
+    optimizer: Any = None  # constructor call of a torch optimiser (`_target_`); null: keep the start
+    search: SearchConfig | None = None
+    selection: SelectionConfig = field(default_factory=SelectionConfig)
+
+
+@dataclass
+class DataConfig:
+    """Which images."""
+
+    name: str = MISSING
+    targets: Any = MISSING  # constructor call of a `ph2p.data.Targets` (`_target_`), without its image size
+    batch_size: int = 8  # images optimised at once; changes speed and memory, not the results
+
+
+@dataclass
+class FolderConfig(DataConfig):
+    """Picture files."""
+
+    path: str = MISSING  # a folder, searched with its subfolders, or one file
+
+
+@dataclass
+class WorldConfig(DataConfig):
+    """Scenes of the embedded world, with ground truth."""
+
+    count: int = 8
+    seed: int = 0  # of the scenes; the run's own is the top-level `seed`
+    objects: int | None = None  # 1, 2, or null for either
+    split: str = "test"  # train, val or test
+
+
+@dataclass
+class GeneratorConfig:
+    """Which text-to-image model, and how it paints."""
+
+    name: str = MISSING
+    path: str = MISSING  # a diffusers folder or a hub id
+    scorer: str = MISSING  # a CLIP model's folder or hub id
+    revision: str | None = None
+    variant: str | None = None
+    cache_dir: str | None = None
+    local_files_only: bool = False
+    blocklist: str | None = None  # file of words that never appear in a prompt, one a line
+    allowlist: str | None = None  # file of the only words that may appear
+    steps: int = 30  # denoising steps of the pictures on the results page
+    guidance_scale: float = 5.0
+    guidance_rescale: float = 0.0  # arXiv 2305.08891, section 3.4
+
+
+@dataclass
+class EvaluationConfig:
+    """The final measurement, on draws that served neither the optimisation nor the selection."""
+
+    draws: int = 64
+    renders: int = 3  # pictures painted from the found prompt, and from the true caption where there is one
+
+
+@dataclass
+class Config:
+    """The whole configuration."""
+
+    data: DataConfig = MISSING
+    generator: GeneratorConfig = MISSING
+    method: MethodConfig = MISSING
+    trainer: Any = MISSING  # arguments of lightning.Trainer
+    logger: Any = None  # constructor call of a Lightning logger, or null
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    seed: int = 0
+    name: str = MISSING  # results go to <output>/<name>
+    output: str = "outputs"
+    resume: str = "auto"  # auto: refuse a folder whose configuration differs; force: continue all the same
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a budget buys: epochs of the optimiser and rounds of the search."""
+
+    epochs: int
+    rounds: int
+
+
+def plan(method: MethodConfig) -> Plan:
+    """Share a method's budget between optimisation, search and selection.
+
+    The selection costs shortlist x draws forward samples, and finalists x steps x 2 for the renderings (twice
+    for the guidance); an evaluation of the objective N forward and N backward samples a restart. A CLIP
+    evaluation is charged alike, so that methods of the same budget take the same number of steps.
+    Raises UserError when the budget does not pay for one epoch.
+    """
+    choice, search = method.selection, method.search
+    rest = method.budget - choice.shortlist * choice.draws - 2 * choice.finalists * choice.steps
+    rounds = 0
+    if search:
+        start = choice.shortlist * search.draws + search.starts * search.draws
+        round_cost = search.starts * search.draws * (2 + search.swaps)
+        rounds = max(0, int((rest * search.share - start) // round_cost))
+        rest -= start + rounds * round_cost
+    if method.optimizer is None:
+        return Plan(0, rounds)
+    epoch_cost = 2 * method.draws * method.restarts * method.steps * method.optimizer.get("max_eval", 1)
+    if rest < epoch_cost:
+        raise UserError(
+            f"method.budget={method.budget}: too small for one epoch; "
+            f"give at least {method.budget - int(rest) + epoch_cost} samples"
+        )
+    return Plan(int(rest // epoch_cost), rounds)
+
+
+# --- composing and checking --------------------------------------------------------------------------------------
+
+
+def config_dir() -> Path:
+    """The folder of the YAML files: beside the package in a checkout, inside it when installed."""
+    inside = PACKAGE / "configs"
+    return inside if inside.exists() else PACKAGE.parent / "configs"
+
+
+def register() -> None:
+    """Make the schema and the `${package:...}` resolver known to Hydra."""
+    OmegaConf.register_new_resolver("package", lambda path: str(PACKAGE / path), replace=True)
+    store = ConfigStore.instance()
+    store.store("schema", Config)
+    store.store("folder_schema", FolderConfig, group="data")
+    store.store("world_schema", WorldConfig, group="data")
+    store.store("schema", GeneratorConfig, group="generator")
+    store.store("schema", MethodConfig, group="method")
+
+
+def load_config(overrides: list[str]) -> DictConfig:
+    """Compose and validate the configuration; raises UserError, one line, for anything wrong in it."""
+    register()
+    hydra.core.global_hydra.GlobalHydra.instance().clear()
+    try:
+        with initialize_config_dir(str(config_dir()), version_base="1.3"):
+            cfg = compose("train", overrides)
+        OmegaConf.resolve(cfg)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise UserError(_one_line(error)) from error
+    validate(cfg)
+    return cfg
+
+
+def _one_line(error: Exception) -> str:
+    """Keep what Hydra says of a wrong key or value, and drop its advice on debugging."""
+    root = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else error
+    lines = [line.strip() for line in str(error).splitlines() + str(root).splitlines() if line.strip()]
+    kept = [line for line in dict.fromkeys(lines) if not line.startswith(("object_type", "reference_type", "Set the"))]
+    return "; ".join(kept) + " (python train.py --help lists the keys)"
+
+
+def validate(cfg: DictConfig) -> None:
+    """Check the ranges of all values; raises UserError naming the key and what it may be."""
+    positive = ["data.batch_size", "generator.steps", "evaluation.draws", "evaluation.renders"]
+    positive += [f"method.{key}" for key in ("budget", "prompt_length", "draws", "steps", "restarts")]
+    positive += [f"method.selection.{key}" for key in ("shortlist", "draws", "finalists", "steps")]
+    if cfg.method.search:
+        positive += [f"method.search.{key}" for key in ("draws", "swaps", "starts")]
+        if not 0 < cfg.method.search.share < 1:
+            raise UserError(f"method.search.share={cfg.method.search.share}: give a number in (0, 1)")
+    for key in positive:
+        value = OmegaConf.select(cfg, key)
+        if value < 1:
+            raise UserError(f"{key}={value}: give a whole number of at least 1")
+    if len(cfg.method.timesteps) != 2 or not 0 <= cfg.method.timesteps[0] < cfg.method.timesteps[1]:
+        raise UserError(f"method.timesteps={cfg.method.timesteps}: give [first, last) with 0 <= first < last")
+    for key, choices in {"method.objective": ("denoising", "clip"), "resume": ("auto", "force")}.items():
+        value = OmegaConf.select(cfg, key)
+        if value not in choices:
+            raise UserError(f"{key}={value}: choose one of {', '.join(choices)}")
+    if cfg.seed < 0:
+        raise UserError(f"seed={cfg.seed}: a seed is 0 or greater")
+    if not cfg.name or "/" in cfg.name or cfg.name in (".", ".."):
+        raise UserError(f"name={cfg.name}: give a folder name without slashes")
+    plan(cfg.method)

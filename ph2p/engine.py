@@ -1,0 +1,164 @@
+"""A run from configuration to results folder: load, invert batch after batch, write, report."""
+
+import logging
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+from PIL import Image
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from ph2p.config import load_config
+from ph2p.data import Target, TargetError, Targets, from_pil, load_image
+from ph2p.errors import UserError
+from ph2p.generators import load_generator, load_scorer
+from ph2p.inverter import Inversion, Inverter, as_record
+from ph2p.report import read_results, summary_table, write_report
+from ph2p.results import ResultsFolder
+from ph2p.vocabulary import read_words
+
+console = Console()
+
+
+def quiet_libraries() -> None:
+    """Keep what Lightning says at every fit off the screen: an image batch is a fit, and there may be thousands."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    for message in (".*LeafSpec.*is deprecated", ".*is in eval mode.*", ".*logger.*", ".*srun.*"):
+        warnings.filterwarnings("ignore", message=message)
+
+
+def run(cfg: DictConfig) -> int:
+    """Invert all images of the configuration; returns the exit code: 1 if an image failed, else 0.
+
+    Images that an earlier run of the same configuration finished are skipped. Raises UserError for what stops
+    the whole run; what was finished until then stays.
+    """
+    inverter = load_inverter(cfg)
+    targets = instantiate(cfg.data.targets, image_size=inverter.generator.image_size)
+    results = ResultsFolder(Path(cfg.output) / cfg.name, cfg)
+    done = {record["image_id"] for record in read_results(results.folder) if record["status"] == "ok"}
+    todo = [index for index, image_id in enumerate(targets.ids) if image_id not in done]
+    before = f" ({len(targets) - len(todo)} finished before)" if len(todo) < len(targets) else ""
+    console.print(f"Inverting {len(targets)} images{before} with {cfg.method.name}; results in {results.folder}/")
+    with _progress_bar() as bar:
+        task = bar.add_task("starting", total=len(todo))
+        for start in range(0, len(todo), cfg.data.batch_size):
+            _run_batch(inverter, targets, todo[start : start + cfg.data.batch_size], results, bar, task)
+    return _summarise(results.folder, set(targets.ids))
+
+
+def load_inverter(cfg: DictConfig) -> Inverter:
+    """Load generator and scorer onto the trainer's device."""
+    quiet_libraries()
+    generator = cfg.generator
+    device = "cuda" if cfg.trainer.accelerator in ("gpu", "cuda") else "cpu"
+    if cfg.trainer.accelerator == "auto" and torch.cuda.is_available():
+        device = "cuda"
+    words = {key: read_words(generator[key]) if generator[key] else None for key in ("blocklist", "allowlist")}
+    hub = {key: generator[key] for key in ("revision", "variant", "cache_dir", "local_files_only")}
+    loaded = load_generator(generator.path, device=device, **hub, **words)
+    if cfg.method.init == "random" and cfg.method.prompt_length > loaded.max_prompt_length:
+        raise UserError(
+            f"method.prompt_length={cfg.method.prompt_length}: this model reads at most "
+            f"{loaded.max_prompt_length} tokens"
+        )
+    if cfg.method.timesteps[1] > loaded.num_timesteps:
+        raise UserError(f"method.timesteps={cfg.method.timesteps}: this model has {loaded.num_timesteps} timesteps")
+    return Inverter(loaded, load_scorer(generator.scorer, device=device), cfg)
+
+
+def _run_batch(
+    inverter: Inverter, targets: Targets, indices: Sequence[int], results: ResultsFolder, bar: Progress, task: TaskID
+) -> None:
+    """Load, invert and write one batch; an image that cannot be read fails alone."""
+    finished = bar.tasks[task].completed
+    batch: list[Target] = []
+    for index in indices:
+        try:
+            batch.append(targets.load(index))
+        except TargetError as error:
+            bar.console.print(f"[red]failed[/red] {error}", highlight=False, markup=False)
+            results.append({"image_id": targets.ids[index], "source": "", "status": "failed", "error": str(error)})
+
+    def report(share: float, what: str) -> None:
+        doing = f"{what} {len(batch)} image{'s' if len(batch) > 1 else ''}"
+        bar.update(task, completed=finished + share * len(indices), description=doing)
+
+    if batch:
+        for result in inverter(batch, report):
+            write(result, results)
+    bar.update(task, completed=finished + len(indices))
+
+
+def write(result: Inversion, results: ResultsFolder) -> None:
+    """Write an image's pictures and candidates, and then its record."""
+    image_id = result.image_id
+    files: dict[str, Any] = {"target": results.write_picture(image_id, "target", result.target)}
+    for key, name, pictures in (
+        ("samples", "sample", result.pictures),
+        ("caption_samples", "caption", result.caption_pictures),
+    ):
+        if pictures is not None:
+            files[key] = [results.write_picture(image_id, f"{name}-{k}", p) for k, p in enumerate(pictures)]
+    candidates = [
+        {
+            "prompt": c.text,
+            "token_ids": list(c.token_ids),
+            "loss": c.loss,
+            "clip_similarity": c.clip_similarity,
+            "epoch": c.epoch,
+        }
+        for c in result.candidates
+    ]
+    content = {"loss_curve": result.loss_curve, "candidates": candidates}
+    files["candidates"] = results.write_candidates(image_id, content)
+    results.append(as_record(result) | {"files": files})
+
+
+def _progress_bar() -> Progress:
+    columns = (TextColumn("{task.description:>24}"), BarColumn(), TextColumn("{task.completed:.1f}/{task.total} images"))
+    return Progress(*columns, TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(), console=console)
+
+
+def _summarise(folder: Path, wanted: set[str]) -> int:
+    records = [record for record in read_results(folder) if record["image_id"] in wanted]
+    console.print(summary_table(records))
+    page = write_report(folder)
+    failed = sum(record["status"] != "ok" for record in records)
+    console.print(f"{len(records) - failed} images inverted, {failed} failed. Open {page.resolve()}", soft_wrap=True)
+    return 1 if failed else 0
+
+
+# --- Python ------------------------------------------------------------------------------------------------------
+
+Picture = str | Path | Image.Image
+
+
+def invert(
+    images: Picture | Sequence[Picture], overrides: Sequence[str] = (), inverter: Inverter | None = None
+) -> Inversion | list[Inversion]:
+    """Find the prompt of a picture, or of each of several: `invert("star.png").prompt`.
+
+    `images` are files or Pillow images; `overrides` are the command line's, such as
+    `["method=ph2p", "generator.path=/models/sd15"]`. An `inverter` from an earlier `load_inverter` saves the
+    loading and then brings its own configuration. Nothing is written.
+    Raises UserError for a bad image or key.
+    """
+    inverter = inverter or load_inverter(load_config(list(overrides)))
+    single = isinstance(images, str | Path | Image.Image)
+    some = [images] if single else list(images)
+    size, batch_size = inverter.generator.image_size, inverter.cfg.data.batch_size
+    targets = [_target(image, number, size) for number, image in enumerate(some)]
+    found = [r for k in range(0, len(some), batch_size) for r in inverter(targets[k : k + batch_size])]
+    return found[0] if single else found
+
+
+def _target(image: Picture, number: int, size: int) -> Target:
+    if isinstance(image, Image.Image):
+        return Target(f"image-{number}", "memory", from_pil(image, size))
+    return Target(Path(image).name, str(image), load_image(image, size))

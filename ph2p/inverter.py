@@ -1,0 +1,309 @@
+"""One image batch from pictures to prompts: optimise, search, select, measure."""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import lightning as L
+import torch
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+from torch import Tensor
+
+from ph2p.callbacks import CandidateHistory, DelayedProjection, EpochProgress
+from ph2p.config import plan
+from ph2p.data import Draws, InversionData, Target, make_draws
+from ph2p.errors import UserError
+from ph2p.evaluation import Candidate, Pool, paint, rank_finalists, shortlist, text_losses, validate_candidates
+from ph2p.generators import Generator, Scorer
+from ph2p.inversion import PromptInversion
+from ph2p.metrics import cosine_similarity, regret, word_recall
+from ph2p.objectives import ClipObjective, DenoisingObjective, candidate_losses
+from ph2p.search import greedy_swaps
+
+Report = Callable[[float, str], None]  # the finished share of a batch in [0, 1], and what is happening
+
+
+@dataclass
+class Inversion:
+    """The prompt found for one image, what it is worth and what it cost.
+
+    Losses are mean squared denoising errors on the evaluation draws. `regret`, `word_recall` and the caption's
+    figures need ground truth and are None without; `loss_soft` is the continuous prompt's loss for methods
+    that end with one. `forward_samples` and `backward_samples` count all that served to find the prompt,
+    `evaluation_samples` the measurement and pictures afterwards; `seconds` is the image's share of its batch.
+    """
+
+    image_id: str
+    source: str
+    method: str
+    seed: int
+    prompt: str
+    token_ids: list[int]
+    loss: float
+    loss_empty: float
+    clip_similarity: float
+    forward_samples: int
+    backward_samples: int
+    evaluation_samples: int
+    seconds: float
+    caption: str | None = None
+    loss_caption: float | None = None
+    regret: float | None = None
+    word_recall: float | None = None
+    clip_similarity_caption: float | None = None
+    loss_soft: float | None = None
+    loss_curve: list[float] = field(default_factory=list)  # an entry an epoch
+    candidates: list[Candidate] = field(default_factory=list)  # the winner first
+    target: Tensor | None = None  # (3, H, W) in [0, 1]
+    pictures: Tensor | None = None  # (renders, 3, H, W) in [0, 1], painted from the prompt
+    caption_pictures: Tensor | None = None  # the same from the true caption
+
+
+class Batch:
+    """An image batch with its latents, encoded once, and the denoiser samples that each image has cost."""
+
+    def __init__(self, targets: Sequence[Target], generator: Generator, scorer: Scorer) -> None:
+        self.targets, self.ids = list(targets), [t.image_id for t in targets]
+        self.images = torch.stack([t.image for t in targets]).to(generator.device)  # (B, 3, H, W)
+        self.latents = generator.encode_images(self.images)  # (B, C, h, w)
+        self.features = scorer.image_features(self.images)  # (B, E)
+        self.forward, self.backward = [0] * len(targets), [0] * len(targets)
+
+    def spend(self, forward: int, backward: int = 0) -> None:
+        """Count samples that every image has cost."""
+        self.forward = [spent + forward for spent in self.forward]
+        self.backward = [spent + backward for spent in self.backward]
+
+
+@dataclass
+class Inverter:
+    """A loaded model and a configuration: inverts image batches one after another."""
+
+    generator: Generator
+    scorer: Scorer
+    cfg: DictConfig
+
+    def __call__(self, targets: Sequence[Target], report: Report = lambda share, what: None) -> list[Inversion]:
+        """Invert a batch of images; each result depends on its image and the configuration alone."""
+        started = time.perf_counter()
+        batch = Batch(targets, self.generator, self.scorer)
+        pool, prompts, curves = self.optimise(batch, report)
+        if self.cfg.method.search:
+            pool = self.search(batch, pool, report)
+        report(0.9, "choosing")
+        candidates = self.select(batch, pool)
+        seconds = (time.perf_counter() - started) / len(targets)
+        report(0.95, "measuring")
+        return self.measure(batch, candidates, prompts, curves, seconds)
+
+    # --- optimisation --------------------------------------------------------------------------------------------
+
+    def optimise(self, batch: Batch, report: Report) -> tuple[Pool, Tensor, Tensor]:
+        """Run the method's optimiser: what it visited, its last prompts (B, M, D) and losses (B, epochs).
+
+        Restarts are rows of their own (`image`, `image#1`, ...), R of them in a row for each image.
+        """
+        method, restarts = self.cfg.method, self.cfg.method.restarts
+        rows = [f"{i}#{r}" if r else i for i in batch.ids for r in range(restarts)]
+        start = torch.stack([self._start(row) for row in rows])  # (B R, M)
+        objective = self._objective(batch.images.repeat_interleave(restarts, 0))
+        factory = instantiate(method.optimizer, _partial_=True) if method.optimizer else None
+        module = PromptInversion(objective, self.generator.vocabulary, start, factory, method.straight_through)
+        epochs, history = plan(method).epochs, CandidateHistory()
+        if epochs:
+            latents = batch.latents.repeat_interleave(restarts, 0)
+            data = InversionData(latents, rows, self.cfg.seed, method.draws, method.steps, tuple(method.timesteps))
+            share = 0.9 * (1 - method.search.share) if method.search else 0.9
+            progress = EpochProgress(lambda done: report(share * done, "optimising"))
+            self._trainer(epochs, [DelayedProjection(method.snap), history, progress]).fit(module, data)
+            spent = int(module.evaluations) * method.draws * restarts if objective.needs_denoiser else 0
+            batch.spend(spent, spent)
+        else:
+            history.record_start(module)
+        images = len(batch.ids)
+        visited = torch.stack(history.token_ids, 1).view(images, -1, start.shape[1])  # (B, R K, M)
+        losses = torch.stack(history.losses, 1)  # (B R, K)
+        pool = Pool(
+            visited.to(self.generator.device),
+            losses.view(images, -1).to(self.generator.device),
+            torch.arange(losses.shape[1]).repeat(restarts),
+        )
+        return pool, module.prompt.detach()[::restarts].to(self.generator.device), losses[::restarts, 1:]
+
+    def _start(self, row: str) -> Tensor:
+        """The starting tokens (M,) of a row: given words, or random ones keyed by seed and image."""
+        vocabulary, method = self.generator.vocabulary, self.cfg.method
+        if method.init != "random":
+            return torch.tensor(vocabulary.encode(method.init), device=self.generator.device)
+        key = make_draws(self.cfg.seed, [row], ("start",), 1, (0, 2**31), ()).timesteps
+        return vocabulary.random(method.prompt_length, torch.Generator().manual_seed(int(key)))
+
+    def _objective(self, images: Tensor) -> DenoisingObjective | ClipObjective:
+        if self.cfg.method.objective == "denoising":
+            return DenoisingObjective(self.generator)
+        table = self.scorer.model.text_model.get_input_embeddings().weight
+        if table.shape != self.generator.vocabulary.embeddings.shape:
+            raise UserError("method.objective=clip: generator.scorer must be the CLIP model of the generator's text")
+        return ClipObjective(self.scorer, images)
+
+    def _trainer(self, epochs: int, callbacks: list[L.Callback]) -> L.Trainer:
+        return L.Trainer(
+            **OmegaConf.to_container(self.cfg.trainer),
+            max_epochs=epochs,
+            callbacks=callbacks,
+            logger=instantiate(self.cfg.logger) if self.cfg.logger else False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+        )
+
+    # --- search --------------------------------------------------------------------------------------------------
+
+    def search(self, batch: Batch, pool: Pool, report: Report) -> Pool:
+        """Refine the best candidates by token swaps; returns those and what was found, on the search's draws."""
+        method, search = self.cfg.method, self.cfg.method.search
+        draws = self._draws(batch.ids, "search", search.draws)
+        known = pool.best(method.selection.shortlist)
+        scores = candidate_losses(self.generator, batch.latents, known.token_ids, draws)  # (B, K)
+        batch.spend(scores.shape[1] * search.draws)
+        best = Pool(known.token_ids, scores, known.epochs)
+        starts = scores.topk(min(search.starts, scores.shape[1]), largest=False).indices  # (B, S)
+        begin = best.token_ids.gather(1, starts[..., None].expand(-1, -1, best.token_ids.shape[2]))
+        image = torch.arange(len(batch.ids), device=begin.device).repeat_interleave(starts.shape[1])
+        rounds = plan(method).rounds
+        found, losses = greedy_swaps(
+            self.generator,
+            batch.latents[image],
+            begin.flatten(0, 1),
+            draws[image],
+            rounds,
+            search.swaps,
+            lambda done: report(0.9 * (1 - search.share * (1 - done)), "searching"),
+        )
+        gradients = starts.shape[1] * rounds * search.draws
+        batch.spend(starts.shape[1] * search.draws + gradients * (1 + search.swaps), gradients)
+        last = int(pool.epochs[-1])
+        return Pool(
+            torch.cat([best.token_ids, found.view(len(batch.ids), -1, found.shape[2])], 1),
+            torch.cat([scores, losses.view(len(batch.ids), -1)], 1),
+            torch.cat([best.epochs, torch.arange(last, last + rounds + 1).repeat(starts.shape[1])]),
+        )
+
+    def _draws(self, ids: list[str], purpose: str, count: int) -> Draws:
+        window, shape = tuple(self.cfg.method.timesteps), self.generator.latent_shape
+        return make_draws(self.cfg.seed, ids, (purpose,), count, window, shape).to(self.generator.device)
+
+    # --- selection -----------------------------------------------------------------------------------------------
+
+    def select(self, batch: Batch, pool: Pool) -> list[list[Candidate]]:
+        """Every image's candidates, the winner first: the finalists by CLIP similarity, the rest by loss."""
+        choice, vocabulary = self.cfg.method.selection, self.generator.vocabulary
+        draws = self._draws(batch.ids, "validation", choice.draws)
+        epochs, scored = pool.epochs.tolist(), []
+        for row, image_id in enumerate(batch.ids):
+            some = shortlist(vocabulary, pool.token_ids[row], pool.losses[row], epochs, choice.shortlist)
+            if not some:
+                raise UserError(f"{image_id}: no candidate reads back as its tokens; give another allowlist")
+            one = slice(row, row + 1)
+            scored.append(validate_candidates(self.generator, batch.latents[one], some, draws[one]))
+            finalists = min(len(some), choice.finalists)
+            batch.forward[row] += len(some) * choice.draws + 2 * finalists * choice.steps
+        ranked = rank_finalists(
+            self.generator,
+            self.scorer,
+            batch.features,
+            [row[: choice.finalists] for row in scored],
+            choice.steps,
+            self.cfg.seed,
+            self._guidance(),
+        )
+        return [best + row[choice.finalists :] for best, row in zip(ranked, scored, strict=True)]
+
+    def _guidance(self) -> dict[str, float]:
+        generator = self.cfg.generator
+        return {"guidance_scale": generator.guidance_scale, "guidance_rescale": generator.guidance_rescale}
+
+    # --- measurement ---------------------------------------------------------------------------------------------
+
+    def measure(
+        self, batch: Batch, candidates: list[list[Candidate]], prompts: Tensor, curves: Tensor, seconds: float
+    ) -> list[Inversion]:
+        """Losses on fresh draws and pictures with fixed seeds, of the winners and of the true captions."""
+        cfg, texts = self.cfg, [row[0].text for row in candidates]
+        draws = self._draws(batch.ids, "evaluation", cfg.evaluation.draws)
+        losses = text_losses(self.generator, batch.latents, texts, draws)
+        empty = text_losses(self.generator, batch.latents, [""] * len(texts), draws)
+        pictures, similarity = self._paint(texts, batch.features)
+        results = [
+            Inversion(
+                image_id=target.image_id,
+                source=target.source,
+                method=cfg.method.name,
+                seed=cfg.seed,
+                prompt=texts[row],
+                token_ids=list(candidates[row][0].token_ids),
+                loss=losses[row],
+                loss_empty=empty[row],
+                clip_similarity=similarity[row],
+                forward_samples=batch.forward[row],
+                backward_samples=batch.backward[row],
+                evaluation_samples=2 * cfg.evaluation.draws + 2 * cfg.evaluation.renders * cfg.generator.steps,
+                seconds=seconds,
+                loss_curve=curves[row].tolist(),
+                candidates=candidates[row],
+                target=target.image,
+                pictures=pictures[row],
+            )
+            for row, target in enumerate(batch.targets)
+        ]
+        self._compare_with_captions(batch, results, draws)
+        self._measure_soft_prompts(batch, results, prompts, draws)
+        return results
+
+    def _paint(self, texts: list[str], features: Tensor) -> tuple[Tensor, list[float]]:
+        """Pictures (B, renders, 3, H, W) of each text and their mean CLIP similarities (B) to `features` (B, E)."""
+        count = self.cfg.evaluation.renders
+        seeds = [self.cfg.seed + 1000 + k for k in range(count)]  # not the seed that the finalists were painted with
+        repeated = [text for text in texts for _ in seeds]
+        pictures = paint(self.generator, repeated, seeds * len(texts), self.cfg.generator.steps, self._guidance())
+        painted = self.scorer.image_features(pictures).view(len(texts), count, -1)
+        similarity = cosine_similarity(painted, features[:, None]).mean(1)
+        return pictures.view(len(texts), count, *pictures.shape[1:]).cpu(), similarity.tolist()
+
+    def _compare_with_captions(self, batch: Batch, results: list[Inversion], draws: Draws) -> None:
+        """Fill in the figures that need a true caption, for the images that have one."""
+        known = [row for row, target in enumerate(batch.targets) if target.caption]
+        if not known:
+            return
+        captions = [batch.targets[row].caption for row in known]
+        rows = torch.tensor(known, device=batch.latents.device)
+        losses = text_losses(self.generator, batch.latents[rows], captions, draws[rows])
+        pictures, similarity = self._paint(captions, batch.features[rows])
+        for k, row in enumerate(known):
+            result, words = results[row], batch.targets[row].words
+            result.caption, result.loss_caption = captions[k], losses[k]
+            result.regret = regret(result.loss, losses[k], result.loss_empty)
+            result.word_recall = word_recall(result.prompt, words) if words else None
+            result.clip_similarity_caption, result.caption_pictures = similarity[k], pictures[k]
+            result.evaluation_samples += self.cfg.evaluation.draws + len(pictures[k]) * 2 * self.cfg.generator.steps
+
+    @torch.no_grad()
+    def _measure_soft_prompts(self, batch: Batch, results: list[Inversion], prompts: Tensor, draws: Draws) -> None:
+        """Where the method ends in a continuous prompt, measure that too: the bound that its tokens aim at."""
+        method = self.cfg.method
+        if method.snap or method.straight_through or method.optimizer is None:
+            return
+        objective = DenoisingObjective(self.generator)
+        for row, result in enumerate(results):
+            one = slice(row, row + 1)
+            tokens = torch.tensor([result.token_ids], device=prompts.device)
+            result.loss_soft = float(objective(prompts[one], tokens, batch.latents[one], draws[one]))
+            result.evaluation_samples += self.cfg.evaluation.draws
+
+
+def as_record(result: Inversion) -> dict[str, Any]:
+    """The result as one line of `results/part-*.jsonl`: everything but tensors, curve and candidates."""
+    left_out = ("loss_curve", "candidates", "target", "pictures", "caption_pictures")
+    return {"status": "ok", "error": None} | {k: v for k, v in vars(result).items() if k not in left_out}

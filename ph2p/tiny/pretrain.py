@@ -1,0 +1,493 @@
+"""The recipe of the embedded model: tokenizer, CLIP, VAE and U-Net from nothing but drawn scenes.
+
+    python -m ph2p.tiny.pretrain --work outputs/pretrain --weights ph2p/tiny/weights
+
+Every stage writes a checkpoint as it goes and is skipped once its part stands in the weights folder, so the
+same command continues after an interruption. `--stages` picks some of them; `report` measures the result.
+"""
+
+import argparse
+import json
+import time
+from collections import Counter, defaultdict
+from pathlib import Path
+
+import lightning as L
+import numpy as np
+import torch
+import torch.nn.functional as F
+from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers.models.resnet import ResnetBlock2D
+from lightning.pytorch.callbacks import ModelCheckpoint
+from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.utils.data import DataLoader
+from transformers import CLIPConfig, CLIPModel, CLIPTextModel, CLIPTokenizer
+
+from ph2p.tiny import world
+
+CONTEXT_LENGTH = 32
+IMAGE_SIZE = 64
+LATENT_CHANNELS = 20
+STAGES = ("tokenizer", "clip", "clip_hard", "vae", "unet", "report")
+
+
+class Stage(L.LightningModule):
+    """One stage of the recipe: a loss on a batch that depends on (seed, step) alone, AdamW, one cosine.
+
+    Because a batch is a function of the step, a resumed stage sees exactly the batches that it would have seen.
+    """
+
+    name: str
+    steps: int
+    batch_size: int
+    lr: float
+    weight_decay: float = 0.01
+
+    def __init__(self, seed: int):
+        super().__init__()
+        self.seed = seed
+
+    def trained(self) -> nn.Module:
+        raise NotImplementedError
+
+    def loss(self, rng: np.random.Generator, generator: torch.Generator) -> Tensor:
+        raise NotImplementedError
+
+    def training_step(self, batch: Tensor, batch_index: int) -> Tensor:
+        key = [self.seed, STAGES.index(self.name), self.global_step]
+        generator = torch.Generator(self.device).manual_seed(int(np.random.default_rng(key).integers(2**60)))
+        loss = self.loss(np.random.default_rng(key), generator)
+        self.log("loss", loss, prog_bar=True)
+        return loss
+
+    def configure_optimizers(self):
+        parameters = self.trained().parameters()
+        optimizer = torch.optim.AdamW(parameters, lr=self.lr, weight_decay=self.weight_decay, betas=(0.9, 0.98))
+        schedule = torch.optim.lr_scheduler.OneCycleLR(
+            optimizer, self.lr, total_steps=self.steps, pct_start=0.05, div_factor=10, final_div_factor=20
+        )
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+class StepLog(L.Callback):
+    """Print step, loss and time left every 50 steps: one line each, readable in a terminal and in a log."""
+
+    def on_train_start(self, trainer: L.Trainer, stage: Stage) -> None:
+        self.started, self.first = time.time(), trainer.global_step
+
+    def on_train_batch_end(self, trainer: L.Trainer, stage: Stage, *_) -> None:
+        step = trainer.global_step
+        if step % 50 == 0 or step == stage.steps:
+            pace = (time.time() - self.started) / (step - self.first)
+            left = pace * (stage.steps - step) / 60
+            loss = float(trainer.callback_metrics["loss"])
+            print(f"{stage.name} {step}/{stage.steps}  loss {loss:.4f}  {pace:.2f} s/step  {left:.1f} min left", flush=True)
+
+
+def start_linear(model: nn.Module) -> None:
+    """Begin with residual branches that add nothing, so that colours pass the depth of the network at once."""
+    for block in model.modules():
+        if isinstance(block, ResnetBlock2D):
+            nn.init.zeros_(block.conv2.weight)
+            nn.init.zeros_(block.conv2.bias)
+
+
+def fit(stage: Stage, work: Path, accelerator: str) -> None:
+    """Train a stage to its last step, from its own last checkpoint if there is one."""
+    last = work / stage.name / "last.ckpt"
+    trainer = L.Trainer(
+        max_steps=stage.steps,
+        accelerator=accelerator,
+        devices=1,
+        precision="bf16-mixed",
+        gradient_clip_val=1.0,
+        logger=False,
+        enable_progress_bar=False,
+        callbacks=[
+            ModelCheckpoint(last.parent, save_last=True, save_top_k=0, every_n_train_steps=250),
+            StepLog(),
+        ],
+        enable_model_summary=False,
+    )
+    steps = DataLoader(torch.arange(stage.steps), batch_size=1)  # the step itself is the batch's only key
+    trainer.fit(stage, steps, ckpt_path=str(last) if last.exists() else None)
+    trainer.save_checkpoint(last)  # so that a finished stage is not continued from its last multiple of 250
+
+
+# --- scenes ------------------------------------------------------------------------------------------------------
+
+
+def load_scenes(work: Path, count: int, seed: int) -> tuple[list[world.Scene], np.ndarray]:
+    """Return the training scenes and their pictures (count, 64, 64, 3) uint8, painted once and kept on disk."""
+    scenes = [world.scene("train", i, seed) for i in range(count)]
+    path = work / f"scenes-{count}-{seed}.npy"
+    if not path.exists():
+        print(f"painting {count} scenes", flush=True)
+        pictures = np.stack([world.render(scene, IMAGE_SIZE) for scene in scenes])
+        partial = path.with_suffix(".partial.npy")
+        np.save(partial, pictures)
+        partial.rename(path)
+    return scenes, np.load(path)
+
+
+def to_unit(pictures: np.ndarray, device: torch.device | str = "cpu") -> Tensor:
+    """Turn (B, H, W, 3) uint8 into (B, 3, H, W) float in [-1, 1]."""
+    images = torch.from_numpy(pictures).to(device).permute(0, 3, 1, 2).float() / 127.5 - 1
+    return images.contiguous(memory_format=torch.channels_last)
+
+
+# --- tokenizer ---------------------------------------------------------------------------------------------------
+
+
+def train_tokenizer(scenes: list[world.Scene], seed: int) -> tuple[CLIPTokenizer, list[str]]:
+    """Learn CLIP's byte-pair encoding on captions until every word of the world is one token.
+
+    Only the merges are taken from the trainer: it numbers the single bytes differently in every run, so the
+    vocabulary is laid out here in CLIP's own order (bytes, bytes that end a word, merges, specials).
+    """
+    rng = np.random.default_rng([seed, 99])
+    counts = Counter()
+    for scene in scenes[:4000]:
+        captions = [world.canonical_caption(scene), *(world.random_caption(scene, rng) for _ in range(4))]
+        counts.update(word for text in captions for word in text.replace(",", " , ").split())
+    words = sorted(word for word in counts if word.isalpha())
+    learner = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
+    learner.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    trainer = trainers.BpeTrainer(vocab_size=10_000, end_of_word_suffix="</w>", show_progress=False)
+    learner.train_from_iterator((" ".join([word] * counts[word]) for word in words), trainer)
+    merges = [tuple(pair) for pair in json.loads(learner.to_str())["model"]["merges"]]
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokens = alphabet + [a + "</w>" for a in alphabet] + ["".join(pair) for pair in merges]
+    tokens += ["<|startoftext|>", "<|endoftext|>"]
+    vocabulary = {token: i for i, token in enumerate(dict.fromkeys(tokens))}
+    return CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=CONTEXT_LENGTH), words
+
+
+def tokenize(tokenizer: CLIPTokenizer, texts: list[str], device: torch.device | str = "cpu") -> Tensor:
+    """Return token ids (B, 32), padded as the diffusion pipeline pads them."""
+    encoded = tokenizer(texts, padding="max_length", max_length=CONTEXT_LENGTH, truncation=True, return_tensors="pt")
+    return encoded.input_ids.to(device)
+
+
+# --- CLIP --------------------------------------------------------------------------------------------------------
+
+
+def clip_config(tokenizer: CLIPTokenizer) -> CLIPConfig:
+    width = {"hidden_size": 128, "intermediate_size": 512, "num_attention_heads": 4, "projection_dim": 128}
+    text = {
+        **width,
+        "num_hidden_layers": 3,
+        "vocab_size": len(tokenizer),
+        "max_position_embeddings": CONTEXT_LENGTH,
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
+    vision = {**width, "num_hidden_layers": 4, "image_size": IMAGE_SIZE, "patch_size": 8}
+    return CLIPConfig(text_config=text, vision_config=vision, projection_dim=128)
+
+
+class ClipStage(Stage):
+    """Contrastive training of both towers (Radford et al. 2021, arXiv 2103.00020) with fresh captions every step."""
+
+    name, batch_size, lr, weight_decay = "clip", 256, 1.5e-3, 0.05
+
+    def __init__(self, seed: int, steps: int, scenes: list[world.Scene], pictures: np.ndarray, tokenizer):
+        super().__init__(seed)
+        self.steps, self.scenes, self.pictures, self.tokenizer = steps, scenes, pictures, tokenizer
+        config = clip_config(tokenizer)
+        config._attn_implementation = "eager"  # the fused attention's bf16 backward is slower on CPUs
+        self.model = CLIPModel(config).train()
+
+    def trained(self) -> nn.Module:
+        return self.model
+
+    def loss(self, rng: np.random.Generator, generator: torch.Generator) -> Tensor:
+        rows = self.rows(rng)
+        captions = [world.random_caption(self.scenes[i], rng, self.keep(rng)) for i in rows]
+        images = to_unit(self.pictures[rows], self.device)
+        ids = tokenize(self.tokenizer, captions, self.device)
+        return self.model(input_ids=ids, pixel_values=images, return_loss=True).loss
+
+    def rows(self, rng: np.random.Generator) -> np.ndarray:
+        """The scenes of a batch, as rows of the training set."""
+        return rng.integers(len(self.scenes), size=self.batch_size)
+
+    def keep(self, rng: np.random.Generator) -> float:
+        """How likely a caption names an attribute: whole descriptions are to be told apart."""
+        return 0.9
+
+
+class HardClipStage(ClipStage):
+    """Go on with batches whose halves agree in all but a few attributes.
+
+    Random scenes are told apart by their colours alone: after the first stage CLIP ranked captions with 97 %
+    but knew no shapes (13 % of 20). Here scenes share background, colour and fill, or two of them and the place.
+    """
+
+    name, lr = "clip_hard", 8e-4
+    keys = (("background", "colour", "fill"), ("background", "colour", "place"), ("background", "fill", "place"))
+
+    def __init__(self, seed: int, steps: int, scenes: list[world.Scene], pictures: np.ndarray, tokenizer):
+        super().__init__(seed, steps, scenes, pictures, tokenizer)
+        self.groups = [self._group(key) for key in self.keys]
+
+    def _group(self, key: tuple[str, ...]) -> list[np.ndarray]:
+        """Rows of the one-object scenes that agree in the attributes of `key`, group by group."""
+        groups = defaultdict(list)
+        for row, scene in enumerate(self.scenes):
+            if scene.place:
+                known = vars(scene.things[0]) | vars(scene)
+                groups[tuple(known[name] for name in key)].append(row)
+        return [np.array(rows) for rows in groups.values()]
+
+    def rows(self, rng: np.random.Generator) -> np.ndarray:
+        groups, half = self.groups[rng.integers(len(self.groups))], self.batch_size // 2
+        hard = np.concatenate([groups[g] for g in rng.permutation(len(groups))[:half]])[:half]
+        return np.concatenate([hard, rng.integers(len(self.scenes), size=self.batch_size - len(hard))])
+
+    def keep(self, rng: np.random.Generator) -> float:
+        return float(rng.choice([0.6, 0.9]))  # with fewer attributes named, the shape decides more often
+
+
+def save_clip(stage: ClipStage, weights: Path) -> None:
+    model = stage.model.eval()
+    _save_half(model, weights / "clip")
+    stage.tokenizer.save_pretrained(weights / "clip")
+    preprocessing = {
+        "image_processor_type": "CLIPImageProcessor",
+        "crop_size": IMAGE_SIZE,
+        "size": {"shortest_edge": IMAGE_SIZE},
+        "image_mean": [0.5, 0.5, 0.5],
+        "image_std": [0.5, 0.5, 0.5],
+        "resample": 3,
+        "rescale_factor": 1 / 255,
+        **{f"do_{step}": True for step in ("center_crop", "convert_rgb", "normalize", "rescale", "resize")},
+    }
+    (weights / "clip" / "preprocessor_config.json").write_text(json.dumps(preprocessing, indent=2) + "\n")
+    text_encoder = CLIPTextModel(model.config.text_config)
+    source = {k.removeprefix("text_model."): v for k, v in model.state_dict().items() if k.startswith("text_model.")}
+    own = text_encoder.state_dict()
+    text_encoder.load_state_dict({k: source[k.removeprefix("text_model.")] for k in own})
+    _save_half(text_encoder, weights / "text_encoder")
+
+
+def _save_half(model: nn.Module, folder: Path) -> None:
+    """Save in float16: half the repository's size, and the rounding is far below what any figure here shows."""
+    model.half().save_pretrained(folder, safe_serialization=True)
+    model.float()
+
+
+# --- VAE ---------------------------------------------------------------------------------------------------------
+
+
+class VaeStage(Stage):
+    """An autoencoder from 64x64x3 to 8x8x20; small objects weigh more, since a plain mean forgets their colours."""
+
+    name, batch_size, lr = "vae", 16, 6e-4  # at 2e-3 it learnt no background colour in 400 steps
+    kl_weight = 1e-4
+
+    def __init__(self, seed: int, steps: int, pictures: np.ndarray):
+        super().__init__(seed)
+        self.steps, self.pictures = steps, pictures
+        self.model = AutoencoderKL(
+            sample_size=IMAGE_SIZE,
+            latent_channels=LATENT_CHANNELS,
+            block_out_channels=(32, 48, 64, 96),
+            down_block_types=("DownEncoderBlock2D",) * 4,
+            up_block_types=("UpDecoderBlock2D",) * 4,
+            layers_per_block=1,
+            norm_num_groups=8,
+            mid_block_add_attention=False,
+        ).to(memory_format=torch.channels_last)
+        start_linear(self.model)
+        # Begin with a small posterior variance: at one, the noise drowns the picture for hundreds of steps.
+        nn.init.constant_(self.model.quant_conv.bias[LATENT_CHANNELS:], -6.0)
+
+    def trained(self) -> nn.Module:
+        return self.model
+
+    def loss(self, rng: np.random.Generator, generator: torch.Generator) -> Tensor:
+        images = to_unit(self.pictures[rng.integers(len(self.pictures), size=self.batch_size)], self.device)
+        posterior = self.model.encode(images).latent_dist
+        noise = torch.randn(posterior.mean.shape, generator=generator, device=self.device)
+        error = self.model.decode(posterior.mean + posterior.std * noise).sample - images
+        # A scene's top left pixel is background: what differs from it belongs to an object.
+        background = images[:, :, :1, :1]
+        weight = 1 + 2 * ((images - background).abs().amax(1, keepdim=True) > 0.1).float()
+        reconstruction = (weight * (error.square() + 0.1 * error.abs())).mean()
+        kl = 0.5 * (posterior.mean.square() + posterior.var - 1 - posterior.logvar).mean()
+        return reconstruction + self.kl_weight * kl
+
+
+@torch.no_grad()
+def encode_all(vae: AutoencoderKL, pictures: np.ndarray, device: str) -> Tensor:
+    """Encode every picture to its posterior mean: (N, 20, 8, 8), unscaled."""
+    vae = vae.to(device).eval()
+    parts = [vae.encode(to_unit(pictures[i : i + 100], device)).latent_dist.mean.cpu() for i in _progress(pictures)]
+    return torch.cat(parts)
+
+
+def _progress(pictures: np.ndarray):
+    from rich.progress import track
+
+    return track(range(0, len(pictures), 100), description="encoding scenes")
+
+
+# --- U-Net -------------------------------------------------------------------------------------------------------
+
+
+def make_scheduler() -> DDIMScheduler:
+    """Stable Diffusion's schedule, rescaled to end in pure noise.
+
+    With the original one the last timestep still shows the picture's mean, and plain backgrounds come out muddy
+    (Lin et al. 2023, arXiv 2305.08891): hence v-prediction, zero terminal SNR and trailing spacing.
+    """
+    return DDIMScheduler(
+        num_train_timesteps=1000,
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        prediction_type="v_prediction",
+        rescale_betas_zero_snr=True,
+        timestep_spacing="trailing",
+        clip_sample=False,
+        set_alpha_to_one=True,
+        steps_offset=1,
+    )
+
+
+class UNetStage(Stage):
+    """The denoiser: v-prediction on frozen latents and frozen text states, 10 % empty captions, averaged weights."""
+
+    name, batch_size, lr = "unet", 64, 8e-4
+    empty_captions = 0.1
+    late_timesteps = 0.6  # share of the draws from [500, 1000): there the words decide, and there PH2P works
+
+    def __init__(self, seed, steps, scenes, latents: Tensor, tokenizer, text_encoder: CLIPTextModel):
+        super().__init__(seed)
+        self.steps, self.scenes, self.tokenizer = steps, scenes, tokenizer
+        self._latents, self._text_encoder = latents, [text_encoder]  # kept out of the checkpoint
+        self.scheduler = make_scheduler()
+        self.model = UNet2DConditionModel(
+            sample_size=IMAGE_SIZE // 8,
+            in_channels=LATENT_CHANNELS,
+            out_channels=LATENT_CHANNELS,
+            block_out_channels=(96, 160),
+            down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+            up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+            layers_per_block=1,
+            cross_attention_dim=128,
+            attention_head_dim=4,
+        ).to(memory_format=torch.channels_last)
+        start_linear(self.model)
+        self.average = AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(0.998))
+
+    def trained(self) -> nn.Module:
+        return self.model
+
+    def loss(self, rng: np.random.Generator, generator: torch.Generator) -> Tensor:
+        rows = rng.integers(len(self.scenes), size=self.batch_size)
+        captions = [self._caption(self.scenes[i], rng) for i in rows]
+        text_encoder = self._text_encoder[0].to(self.device)
+        with torch.no_grad():
+            states = text_encoder(tokenize(self.tokenizer, captions, self.device))[0]
+        latents = self._latents[rows].to(self.device)
+        low = np.where(rng.random(self.batch_size) < self.late_timesteps, 500, 0)
+        timesteps = torch.from_numpy(rng.integers(low, 1000)).to(self.device)
+        noise = torch.randn(latents.shape, generator=generator, device=self.device)
+        noisy = self.scheduler.add_noise(latents, noise, timesteps).contiguous(memory_format=torch.channels_last)
+        velocity = self.scheduler.get_velocity(latents, noise, timesteps)
+        return F.mse_loss(self.model(noisy, timesteps, states).sample.float(), velocity)
+
+    def _caption(self, scene: world.Scene, rng: np.random.Generator) -> str:
+        if rng.random() < self.empty_captions:
+            return ""
+        return world.canonical_caption(scene) if rng.random() < 0.15 else world.random_caption(scene, rng)
+
+    def on_train_batch_end(self, *_) -> None:
+        self.average.update_parameters(self.model)
+
+
+# --- the whole ---------------------------------------------------------------------------------------------------
+
+
+def pretrain(args: argparse.Namespace) -> None:
+    """Run the chosen stages in order; a stage whose part stands in the weights folder is skipped."""
+    args.work.mkdir(parents=True, exist_ok=True)
+    L.seed_everything(args.seed, verbose=False)
+    started = time.time()
+    if not set(args.stages) <= {"report"}:
+        scenes, pictures = load_scenes(args.work, args.scenes, args.seed)
+    if "tokenizer" in args.stages and not (args.weights / "tokenizer").exists():
+        tokenizer, words = train_tokenizer(scenes, args.seed)
+        tokenizer.save_pretrained(args.weights / "tokenizer")
+        (args.weights / "words.txt").write_text("\n".join(words) + "\n")
+        print(f"tokenizer: {len(tokenizer)} tokens, {len(words)} words", flush=True)
+    if "clip" in args.stages and not (args.weights / "text_encoder").exists():
+        fit(ClipStage(args.seed, args.clip_steps, scenes, pictures, _tokenizer(args)), args.work, args.accelerator)
+    if "clip_hard" in args.stages and not (args.weights / "text_encoder").exists():
+        stage = HardClipStage(args.seed, args.clip_hard_steps, scenes, pictures, _tokenizer(args))
+        stage.load_state_dict(torch.load(args.work / "clip" / "last.ckpt", weights_only=True)["state_dict"])
+        fit(stage, args.work, args.accelerator)
+        save_clip(stage, args.weights)
+    if "vae" in args.stages and not (args.weights / "vae").exists():
+        stage = VaeStage(args.seed, args.vae_steps, pictures)
+        fit(stage, args.work, args.accelerator)
+        latents = encode_all(stage.model, pictures[:2000], args.device)
+        stage.model.register_to_config(scaling_factor=float(1 / latents.std()))
+        _save_half(stage.model.cpu(), args.weights / "vae")
+    if "unet" in args.stages and not (args.weights / "unet").exists():
+        vae = AutoencoderKL.from_pretrained(args.weights / "vae", torch_dtype=torch.float32)
+        latents = encode_all(vae, pictures, args.device) * vae.config.scaling_factor
+        text_encoder = CLIPTextModel.from_pretrained(args.weights / "text_encoder", dtype=torch.float32).eval().requires_grad_(False)
+        stage = UNetStage(args.seed, args.unet_steps, scenes, latents, _tokenizer(args), text_encoder)
+        fit(stage, args.work, args.accelerator)
+        save_pipeline(stage.average.module, args.weights)
+    print(f"stages {', '.join(args.stages)}: {(time.time() - started) / 60:.1f} minutes", flush=True)
+    if "report" in args.stages:
+        from ph2p.tiny.bars import measure, show
+
+        show(measure(args.weights))
+
+
+def save_pipeline(unet: UNet2DConditionModel, weights: Path) -> None:
+    """Write U-Net, scheduler and model_index.json beside the finished parts: an ordinary diffusers folder."""
+    pipeline = StableDiffusionPipeline(
+        vae=AutoencoderKL.from_pretrained(weights / "vae"),
+        text_encoder=CLIPTextModel.from_pretrained(weights / "text_encoder"),
+        tokenizer=CLIPTokenizer.from_pretrained(weights / "tokenizer"),
+        unet=unet.cpu(),
+        scheduler=make_scheduler(),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    pipeline.to(dtype=torch.float16).save_pretrained(weights, safe_serialization=True)
+
+
+def _tokenizer(args: argparse.Namespace) -> CLIPTokenizer:
+    return CLIPTokenizer.from_pretrained(args.weights / "tokenizer")
+
+
+def parse(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--work", type=Path, default=Path("outputs/pretrain"), help="scenes and checkpoints")
+    parser.add_argument("--weights", type=Path, required=True, help="the diffusers folder to write")
+    parser.add_argument("--stages", nargs="+", default=list(STAGES), choices=STAGES)
+    parser.add_argument("--scenes", type=int, default=24_000)
+    parser.add_argument("--clip-steps", type=int, default=1_400)
+    parser.add_argument("--clip-hard-steps", type=int, default=600)
+    parser.add_argument("--vae-steps", type=int, default=2_200)
+    parser.add_argument("--unet-steps", type=int, default=6_000)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--accelerator", choices=("cpu", "gpu"), default="cpu")
+    args = parser.parse_args(argv)
+    args.device = "cuda" if args.accelerator == "gpu" else "cpu"
+    return args
+
+
+if __name__ == "__main__":
+    pretrain(parse())

@@ -1,0 +1,118 @@
+import copy
+import time
+
+import pytest
+import torch
+from pipelines import WORDS, save_tokenizer
+
+from ph2p.errors import UserError
+from ph2p.vocabulary import Vocabulary, read_words
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory):
+    return save_tokenizer(tmp_path_factory.mktemp("tokenizer"))
+
+
+@pytest.fixture(scope="module")
+def table(tokenizer):
+    return torch.randn(len(tokenizer) + 3, 16, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture(scope="module")
+def vocabulary(tokenizer, table):
+    return Vocabulary(tokenizer, table)
+
+
+def words_of(vocabulary):
+    return {vocabulary.decode([i]) for i in vocabulary.allowed_ids.tolist()}
+
+
+def test_default_mask_keeps_whole_words_only(vocabulary):
+    assert words_of(vocabulary) == set(WORDS) - {"a"}  # a single letter is a byte piece
+    assert vocabulary.allowed.sum() == len(vocabulary.allowed_ids) == len(WORDS) - 1
+
+
+def test_lists_restrict_and_block(tokenizer, table):
+    listed = Vocabulary(tokenizer, table, allowlist=["A", "red", "Dog", "unheard"], blocklist=["DOG"])
+    assert words_of(listed) == {"a", "red"}
+    with pytest.raises(UserError, match="no token is left"):
+        Vocabulary(tokenizer, table, blocklist=WORDS)
+    with pytest.raises(UserError, match="same model"):
+        Vocabulary(tokenizer, table[:-4])
+
+
+@pytest.mark.parametrize("scale", [0.3, 1.0, 30.0])
+def test_nearest_equals_brute_force(vocabulary, table, scale):
+    prompt = scale * torch.randn(3, 5, 16, generator=torch.Generator().manual_seed(1))
+    distances = torch.cdist(prompt.double(), table.double())  # (3, 5, V)
+    distances[..., ~vocabulary.allowed] = torch.inf
+    nearest = vocabulary.nearest(prompt)
+    assert torch.equal(nearest, distances.argmin(-1))
+    assert torch.equal(vocabulary.nearest(prompt[1]), nearest[1])
+    assert torch.equal(vocabulary.nearest(vocabulary.embed(nearest)), nearest)
+
+
+def test_nearest_breaks_ties_by_lowest_id_and_never_leaves_the_allowed(tokenizer, table, vocabulary):
+    twins = table.clone()
+    first, *others = vocabulary.allowed_ids[[1, 4, 7, 10]].tolist()
+    twins[others] = table[first]
+    prompt = table[first] + 0.01 * torch.randn(200, 16)
+    assert Vocabulary(tokenizer, twins).nearest(prompt).unique().tolist() == [first]
+    assert vocabulary.allowed[vocabulary.nearest(torch.full((2, 16), torch.nan))].all()
+
+
+def test_nearest_at_the_size_of_clip(tokenizer):
+    table = torch.randn(49_408, 768)
+    twins = torch.tensor([900, 20_000, 33_333, 49_407])
+    table[twins] = table[900]
+    big = Vocabulary(tokenizer, table)
+    big.allowed_ids = torch.arange(49_408)
+    close = table[900] + 0.3 * torch.randn(1, 64, 768)
+    assert big.nearest(close).unique().tolist() == [900]
+    prompt = torch.randn(1, 16, 768)
+    big.nearest(prompt)
+    start = time.perf_counter()
+    big.nearest(prompt)
+    assert time.perf_counter() - start < 1.0  # some 30 ms; the bound leaves room for a busy machine
+
+
+def test_text_and_tokens_agree(vocabulary):
+    ids = vocabulary.encode("Red  square\nabove a café")
+    assert vocabulary.decode(torch.tensor(ids)) == "red square above a café"
+    assert vocabulary.round_trips(ids)
+    copied = copy.deepcopy(vocabulary)  # the tokenizer's own decoding breaks here
+    assert copied.decode(ids) == "red square above a café"
+    for text, message in [(" \n", "empty"), ("red <|endoftext|>", "lacks")]:
+        with pytest.raises(UserError, match=message):
+            vocabulary.encode(text)
+
+
+def test_repair_reads_the_printed_text(vocabulary):
+    pieces = vocabulary.tokenizer.convert_tokens_to_ids
+    red, dogs = pieces("red</w>"), pieces("dogs</w>")
+    assert vocabulary.repair([red, dogs]) == [red, dogs]
+    split = [red, pieces("dog"), pieces("s</w>")]  # prints "red dogs": two tokens, not three
+    assert not vocabulary.round_trips(split)
+    assert vocabulary.repair(split) is None
+    unfinished = [red, pieces("dog")]  # prints "red dog", whose last token is "dog</w>"
+    assert not vocabulary.round_trips(unfinished)
+    assert vocabulary.repair(unfinished) == [red, pieces("dog</w>")]
+    assert vocabulary.repair([red, pieces("a</w>")]) is None  # tokenises back, but is not allowed
+
+
+def test_random_draws_allowed_tokens_and_repeats(vocabulary):
+    draw = [vocabulary.random(50, torch.Generator().manual_seed(3)) for _ in range(2)]
+    assert torch.equal(*draw)
+    assert vocabulary.allowed[draw[0]].all()
+    assert len(draw[0].unique()) > 5
+
+
+def test_read_words(tmp_path):
+    path = tmp_path / "words.txt"
+    path.write_text("# colours\nred\n\n  café  # with accent\n", encoding="utf-8")
+    assert read_words(path) == ["red", "café"]
+    path.write_bytes(b"caf\xe9")
+    for bad in (path, tmp_path, tmp_path / "missing.txt"):
+        with pytest.raises(UserError, match="one word a line"):
+            read_words(bad)
