@@ -3,13 +3,14 @@
 Hydra checks types and unknown keys against these classes; `validate` checks ranges. Both give one line.
 """
 
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import hydra
 from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -141,25 +142,24 @@ def plan(method: MethodConfig) -> Plan:
     The selection costs shortlist x draws forward samples, and finalists x steps x 2 for the renderings (twice
     for the guidance); an evaluation of the objective N forward and N backward samples a restart. A CLIP
     evaluation is charged alike, so that methods of the same budget take the same number of steps.
-    Raises UserError when the budget does not pay for one epoch.
+    Raises UserError when the budget does not pay for one epoch, or for the selection where nothing is optimised.
     """
     choice, search = method.selection, method.search
-    rest = method.budget - choice.shortlist * choice.draws - 2 * choice.finalists * choice.steps
-    rounds = 0
+    epoch_cost = 0
+    if method.optimizer is not None:
+        epoch_cost = 2 * method.draws * method.restarts * method.steps * method.optimizer.get("max_eval", 1)
+    selection = choice.shortlist * choice.draws + 2 * choice.finalists * choice.steps
+    rest, enough, rounds = method.budget - selection, selection + epoch_cost, 0
     if search:
         start = choice.shortlist * search.draws + search.starts * search.draws
         round_cost = search.starts * search.draws * (2 + search.swaps)
         rounds = max(0, int((rest * search.share - start) // round_cost))
         rest -= start + rounds * round_cost
-    if method.optimizer is None:
-        return Plan(0, rounds)
-    epoch_cost = 2 * method.draws * method.restarts * method.steps * method.optimizer.get("max_eval", 1)
+        # A larger budget buys more rounds too; with this much an epoch is left whether there are any or not.
+        enough = selection + max(start + epoch_cost, math.ceil(epoch_cost / (1 - search.share)))
     if rest < epoch_cost:
-        raise UserError(
-            f"method.budget={method.budget}: too small for one epoch; "
-            f"give at least {method.budget - int(rest) + epoch_cost} samples"
-        )
-    return Plan(int(rest // epoch_cost), rounds)
+        raise UserError(f"method.budget={method.budget}: too small for this method; give {enough} samples or more")
+    return Plan(rest // epoch_cost if epoch_cost else 0, rounds)
 
 
 # --- composing and checking --------------------------------------------------------------------------------------
@@ -185,7 +185,7 @@ def register() -> None:
 def load_config(overrides: list[str]) -> DictConfig:
     """Compose and validate the configuration; raises UserError, one line, for anything wrong in it."""
     register()
-    hydra.core.global_hydra.GlobalHydra.instance().clear()
+    GlobalHydra.instance().clear()
     try:
         with initialize_config_dir(str(config_dir()), version_base="1.3"):
             cfg = compose("train", overrides)
@@ -206,16 +206,21 @@ def _one_line(error: Exception) -> str:
 
 def validate(cfg: DictConfig) -> None:
     """Check the ranges of all values; raises UserError naming the key and what it may be."""
+    for key in sorted(OmegaConf.missing_keys(cfg)):
+        raise UserError(f"{key}: has no value; give {key}=...")
+    if not isinstance(cfg.method.optimizer, DictConfig | None):
+        raise UserError(f"method.optimizer={cfg.method.optimizer}: give its keys, as in method.optimizer.lr=0.1")
     positive = ["data.batch_size", "generator.steps", "evaluation.draws", "evaluation.renders"]
     positive += [f"method.{key}" for key in ("budget", "prompt_length", "draws", "steps", "restarts")]
+    positive += ["method.optimizer.max_eval"] if cfg.method.optimizer else []
     positive += [f"method.selection.{key}" for key in ("shortlist", "draws", "finalists", "steps")]
     if cfg.method.search:
         positive += [f"method.search.{key}" for key in ("draws", "swaps", "starts")]
         if not 0 < cfg.method.search.share < 1:
             raise UserError(f"method.search.share={cfg.method.search.share}: give a number in (0, 1)")
     for key in positive:
-        value = OmegaConf.select(cfg, key)
-        if value < 1:
+        value = OmegaConf.select(cfg, key, default=1)
+        if not isinstance(value, int) or value < 1:
             raise UserError(f"{key}={value}: give a whole number of at least 1")
     if len(cfg.method.timesteps) != 2 or not 0 <= cfg.method.timesteps[0] < cfg.method.timesteps[1]:
         raise UserError(f"method.timesteps={cfg.method.timesteps}: give [first, last) with 0 <= first < last")

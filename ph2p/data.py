@@ -103,7 +103,7 @@ def _complaint(path: Path, error: Exception) -> str:
     if isinstance(error, IsADirectoryError):
         return "is a folder, not a picture"
     if isinstance(error, Image.DecompressionBombError):
-        return f"has more than {2 * Image.MAX_IMAGE_PIXELS / 1e6:.0f} megapixels: scale it down first"
+        return f"has more than {2 * (Image.MAX_IMAGE_PIXELS or 0) / 1e6:.0f} megapixels: scale it down first"
     if isinstance(error, UnidentifiedImageError):
         broken = "is not a picture that can be read" if path.stat().st_size else "is empty (0 bytes)"
         return f"{broken}: replace it"

@@ -2,15 +2,17 @@
 
 import logging
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import lightning as L
 import torch
 from hydra.utils import instantiate
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from ph2p.config import load_config
@@ -39,7 +41,7 @@ def run(cfg: DictConfig) -> int:
     the whole run; what was finished until then stays.
     """
     inverter = load_inverter(cfg)
-    targets = instantiate(cfg.data.targets, image_size=inverter.generator.image_size)
+    targets = _build("data", lambda: instantiate(cfg.data.targets, image_size=inverter.generator.image_size))
     results = ResultsFolder(Path(cfg.output) / cfg.name, cfg)
     done = {record["image_id"] for record in read_results(results.folder) if record["status"] == "ok"}
     todo = [index for index, image_id in enumerate(targets.ids) if image_id not in done]
@@ -53,8 +55,9 @@ def run(cfg: DictConfig) -> int:
 
 
 def load_inverter(cfg: DictConfig) -> Inverter:
-    """Load generator and scorer onto the trainer's device."""
+    """Load generator and scorer onto the trainer's device; raises UserError for what cannot be built or read."""
     quiet_libraries()
+    _check_parts(cfg)
     generator = cfg.generator
     device = "cuda" if cfg.trainer.accelerator in ("gpu", "cuda") else "cpu"
     if cfg.trainer.accelerator == "auto" and torch.cuda.is_available():
@@ -62,14 +65,38 @@ def load_inverter(cfg: DictConfig) -> Inverter:
     words = {key: read_words(generator[key]) if generator[key] else None for key in ("blocklist", "allowlist")}
     hub = {key: generator[key] for key in ("revision", "variant", "cache_dir", "local_files_only")}
     loaded = load_generator(generator.path, device=device, **hub, **words)
-    if cfg.method.init == "random" and cfg.method.prompt_length > loaded.max_prompt_length:
+    key, length = "prompt_length", cfg.method.prompt_length
+    if cfg.method.init != "random":
+        key, length = "init", len(loaded.vocabulary.encode(cfg.method.init))
+    if length > loaded.max_prompt_length:
         raise UserError(
-            f"method.prompt_length={cfg.method.prompt_length}: this model reads at most "
-            f"{loaded.max_prompt_length} tokens"
+            f"method.{key}={cfg.method[key]}: {length} tokens, but this model reads at most "
+            f"{loaded.max_prompt_length}; use fewer"
         )
     if cfg.method.timesteps[1] > loaded.num_timesteps:
         raise UserError(f"method.timesteps={cfg.method.timesteps}: this model has {loaded.num_timesteps} timesteps")
     return Inverter(loaded, load_scorer(generator.scorer, device=device), cfg)
+
+
+def _check_parts(cfg: DictConfig) -> None:
+    """Build optimiser, trainer and logger once: what is wrong in their keys stops a run before it begins."""
+    if cfg.method.optimizer:
+        dummy = torch.nn.Parameter(torch.zeros(1, 1))
+        _build("method.optimizer", lambda: instantiate(cfg.method.optimizer, _partial_=True)([dummy]))
+    _build("trainer", lambda: L.Trainer(**OmegaConf.to_container(cfg.trainer), logger=False))
+    if cfg.logger:
+        _build("logger", lambda: instantiate(cfg.logger))
+
+
+def _build(key: str, make: Callable[[], Any]) -> Any:
+    """Make what a part of the configuration describes; raises UserError, one line that names the part."""
+    try:
+        return make()
+    except Exception as error:  # constructors raise anything, and Hydra wraps it once more
+        cause = error.__cause__ or error
+        if isinstance(cause, UserError):
+            raise cause from error
+        raise UserError(f"{key}: {' '.join(str(cause).split())}") from error
 
 
 def _run_batch(
@@ -82,7 +109,7 @@ def _run_batch(
         try:
             batch.append(targets.load(index))
         except TargetError as error:
-            bar.console.print(f"[red]failed[/red] {error}", highlight=False, markup=False)
+            bar.console.print(f"[red]failed[/red] {escape(str(error))}", highlight=False, soft_wrap=True)
             results.append({"image_id": targets.ids[index], "source": "", "status": "failed", "error": str(error)})
 
     def report(share: float, what: str) -> None:
@@ -121,7 +148,11 @@ def write(result: Inversion, results: ResultsFolder) -> None:
 
 
 def _progress_bar() -> Progress:
-    columns = (TextColumn("{task.description:>24}"), BarColumn(), TextColumn("{task.completed:.1f}/{task.total} images"))
+    columns = (
+        TextColumn("{task.description:>24}"),
+        BarColumn(),
+        TextColumn("{task.completed:.1f}/{task.total} images"),
+    )
     return Progress(*columns, TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(), console=console)
 
 

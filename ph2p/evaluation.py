@@ -31,7 +31,7 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Pool:
-    """The hard prompts that a batch has visited: tokens (B, K, M), losses met on the way (B, K), epochs (K,)."""
+    """The hard prompts that a batch has visited: tokens (B, K, M), losses met on the way and epochs (B, K)."""
 
     token_ids: Tensor
     losses: Tensor
@@ -43,7 +43,7 @@ class Pool:
         key[:, -1] = -torch.inf
         index = key.topk(min(count, key.shape[1]), largest=False).indices  # (B, count)
         token_ids = self.token_ids.gather(1, index[..., None].expand(-1, -1, self.token_ids.shape[2]))
-        return Pool(token_ids, self.losses.gather(1, index), self.epochs[:1].expand(index.shape[1]))
+        return Pool(token_ids, self.losses.gather(1, index), self.epochs.gather(1, index))
 
 
 def shortlist(
@@ -57,13 +57,13 @@ def shortlist(
     """
     found: dict[tuple[int, ...], Candidate] = {}
     order = torch.argsort(losses.nan_to_num(torch.inf), stable=True).tolist()
-    for k in [len(losses) - 1, *order]:
+    for k in order:
         ids = vocabulary.repair(token_ids[k])
         if ids is not None and tuple(ids) not in found:
             found[tuple(ids)] = Candidate(tuple(ids), vocabulary.decode(ids), epochs[k], float(losses[k]))
-        if len(found) == size:
-            break
-    return list(found.values())
+    last = found.pop(tuple(vocabulary.repair(token_ids[-1]) or ()), None)
+    best = list(found.values())
+    return [*best[: size - 1], last] if last else best[:size]
 
 
 def validate_candidates(
@@ -103,9 +103,7 @@ def rank_finalists(
     return ranked
 
 
-def paint(
-    generator: Generator, prompts: list[str], seeds: list[int], steps: int, guidance: dict[str, float]
-) -> Tensor:
+def paint(generator: Generator, prompts: list[str], seeds: list[int], steps: int, guidance: dict[str, float]) -> Tensor:
     """Paint a picture for every prompt and seed, a few at once: (K, 3, H, W) in [0, 1]."""
     parts = [
         generator.sample(prompts[i : i + PICTURES_AT_ONCE], seeds[i : i + PICTURES_AT_ONCE], steps, **guidance)

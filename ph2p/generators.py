@@ -176,9 +176,7 @@ class StableDiffusion(Generator):
         size = unet.config.sample_size
         height, width = (size, size) if isinstance(size, int) else size
         if height != width:
-            raise UserError(
-                f"generator: it paints {height}x{width} latents; only square pictures are supported"
-            )
+            raise UserError(f"generator: it paints {height}x{width} latents; only square pictures are supported")
         self.latent_shape = (unet.config.in_channels, height, width)
         self.image_size = height * pipeline.vae_scale_factor
         self.context_length = _context_length(tokenizer, encoder.config.max_position_embeddings)
@@ -186,9 +184,7 @@ class StableDiffusion(Generator):
 
     def condition(self, token_ids: Tensor, embeddings: Tensor | None = None) -> dict[str, Tensor]:
         encoder = self.pipeline.text_encoder
-        ids = frame_prompt(
-            self.vocabulary.tokenizer, token_ids.to(self.device), self.context_length
-        )  # (B, L)
+        ids = frame_prompt(self.vocabulary.tokenizer, token_ids.to(self.device), self.context_length)  # (B, L)
         mask = None
         if getattr(encoder.config, "use_attention_mask", False):  # as in the pipeline's encode_prompt
             text = torch.arange(self.context_length, device=self.device) < token_ids.shape[1] + 2
@@ -319,18 +315,14 @@ def load_generator(
     family = FAMILIES.get(index.get("_class_name", ""))
     if family is None:
         known = ", ".join(sorted(FAMILIES))
-        raise UserError(
-            f"{name}: pipelines of class {index.get('_class_name')} are not supported; known: {known}"
-        )
+        raise UserError(f"{name}: pipelines of class {index.get('_class_name')} are not supported; known: {known}")
     with pretrained.plain_errors(name), pretrained.no_progress_bars():
         pipeline_class = pretrained.import_pipeline(family.pipeline_class)
         options: dict[str, Any] = dict(variant=variant, use_safetensors=True) | dict.fromkeys(family.absent)
         if remote:
             folder = Path(pipeline_class.download(name, **hub, **options))
         pretrained.check_components(folder, index, family.absent)
-        pipeline = pipeline_class.from_pretrained(
-            folder, dtype=dtype, requires_safety_checker=False, **options
-        )
+        pipeline = pipeline_class.from_pretrained(folder, dtype=dtype, requires_safety_checker=False, **options)
         pretrained.check_complete(pipeline)
     return family(pipeline, blocklist=blocklist or (), allowlist=allowlist or ()).to(device)
 
@@ -345,14 +337,12 @@ def load_scorer(path: str | Path, device: str | torch.device = "cpu") -> Scorer:
     processor = pretrained.read_json(folder / "preprocessor_config.json", "give the folder of a CLIP model")
     with pretrained.plain_errors(str(path)), pretrained.no_progress_bars():
         pretrained.check_weights(folder)
-        model = CLIPModel.from_pretrained(folder, use_safetensors=True, local_files_only=True)
+        model = CLIPModel.from_pretrained(folder, dtype=torch.float32, use_safetensors=True, local_files_only=True)
         tokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
     # With a wrong id the model would pool at the first token, where all prompts look the same. With 2, the
     # value in old configurations, it pools at the highest id of the text instead.
     if model.config.text_config.eos_token_id not in (2, tokenizer.eos_token_id):
-        raise UserError(
-            f"{path}: eos_token_id of config.json and tokenizer differ; set it to {tokenizer.eos_token_id}"
-        )
+        raise UserError(f"{path}: eos_token_id of config.json and tokenizer differ; set it to {tokenizer.eos_token_id}")
     return Scorer(model, tokenizer, processor["image_mean"], processor["image_std"]).to(device)
 
 

@@ -4,7 +4,6 @@ Read this file, then `callbacks.py` (projection at the end of each epoch) and `o
 """
 
 from collections.abc import Callable
-from typing import Any
 
 import lightning as L
 import torch
@@ -74,4 +73,3 @@ class PromptInversion(L.LightningModule):
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return self._optimizer_factory([self.prompt])
-

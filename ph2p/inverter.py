@@ -128,7 +128,7 @@ class Inverter:
         pool = Pool(
             visited.to(self.generator.device),
             losses.view(images, -1).to(self.generator.device),
-            torch.arange(losses.shape[1]).repeat(restarts),
+            torch.arange(losses.shape[1], device=self.generator.device).repeat(images, restarts),
         )
         return pool, module.prompt.detach()[::restarts].to(self.generator.device), losses[::restarts, 1:]
 
@@ -184,11 +184,11 @@ class Inverter:
         )
         gradients = starts.shape[1] * rounds * search.draws
         batch.spend(starts.shape[1] * search.draws + gradients * (1 + search.swaps), gradients)
-        last = int(pool.epochs[-1])
+        later = pool.epochs[0, -1] + torch.arange(rounds + 1, device=begin.device)
         return Pool(
             torch.cat([best.token_ids, found.view(len(batch.ids), -1, found.shape[2])], 1),
             torch.cat([scores, losses.view(len(batch.ids), -1)], 1),
-            torch.cat([best.epochs, torch.arange(last, last + rounds + 1).repeat(starts.shape[1])]),
+            torch.cat([best.epochs, later.repeat(len(batch.ids), starts.shape[1])], 1),
         )
 
     def _draws(self, ids: list[str], purpose: str, count: int) -> Draws:
@@ -201,9 +201,10 @@ class Inverter:
         """Every image's candidates, the winner first: the finalists by CLIP similarity, the rest by loss."""
         choice, vocabulary = self.cfg.method.selection, self.generator.vocabulary
         draws = self._draws(batch.ids, "validation", choice.draws)
-        epochs, scored = pool.epochs.tolist(), []
+        scored = []
         for row, image_id in enumerate(batch.ids):
-            some = shortlist(vocabulary, pool.token_ids[row], pool.losses[row], epochs, choice.shortlist)
+            visited = pool.token_ids[row], pool.losses[row], pool.epochs[row].tolist()
+            some = shortlist(vocabulary, *visited, choice.shortlist)
             if not some:
                 raise UserError(f"{image_id}: no candidate reads back as its tokens; give another allowlist")
             one = slice(row, row + 1)

@@ -1,7 +1,7 @@
 """Scores of found prompts: pure functions, and a thin torchmetrics class around the one that runs over images."""
 
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 import numpy as np
 import torch
@@ -26,7 +26,7 @@ def word_recall(prompt: str, words: Sequence[Collection[str]]) -> float:
 
 
 def confidence_interval(
-    values: Sequence[float], statistic=np.mean, level: float = 0.95, seed: int = 0
+    values: Sequence[float], statistic: Callable = np.mean, level: float = 0.95, seed: int = 0
 ) -> tuple[float, float]:
     """Bootstrap interval of a statistic (Efron's percentile method, 5,000 resamples)."""
     if len(values) < 2 or np.ptp(values) == 0:

@@ -14,9 +14,7 @@ from ph2p.generators import Generator, Scorer
 DENOISER_ROWS = 128  # samples that go through the denoiser at once when no gradient is kept
 
 
-def denoising_loss(
-    generator: Generator, latents: Tensor, conditioning: dict[str, Tensor], draws: Draws
-) -> Tensor:
+def denoising_loss(generator: Generator, latents: Tensor, conditioning: dict[str, Tensor], draws: Draws) -> Tensor:
     """Mean squared denoising error of each image under its conditioning (PH2P, arXiv 2312.12416, eq. 3).
 
     loss_b = mean_n || target(z0_b, eps_n, t_n) - model(z_t_n, t_n, text_b) ||^2 / (C h w)

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 LINE_SEARCHES = ("strong_wolfe", "armijo")
-Rowwise = TypeVar("Rowwise")  # a tensor (B, ...) or a named tuple of them
+Rowwise = TypeVar("Rowwise", bound=Any)  # a tensor (B, ...) or a named tuple of them
 
 
 def pick(rows: Tensor, chosen: Rowwise, otherwise: Rowwise) -> Rowwise:
@@ -181,7 +181,7 @@ class Descent:
         stopped = ~here.finite() | (gradient.abs().amax(-1) <= options["tolerance_grad"])
         nowhere = torch.zeros_like(position)
         descent = cls(options, history, position, nowhere, begin(here, zeros), stopped, zeros)
-        descent.head(torch.ones_like(stopped))
+        descent.head(~stopped)
         return descent
 
     def trial_position(self) -> Tensor:
@@ -197,7 +197,7 @@ class Descent:
         self.search = pick(self.stopped, self.search, search)
         ended = ~self.stopped & (accepted | self.exhausted())
         self.finish(ended)
-        self.head(ended)
+        self.head(ended & ~self.stopped)
 
     def exhausted(self) -> Tensor:
         """The rows (B,) whose search has used up its trials or its interval."""
@@ -237,9 +237,7 @@ class Descent:
         direction = pick(descends, direction, -low.gradient)
         self.history = self.history.clear(rows & ~descends)
         length = low.gradient.norm(dim=-1).clamp(min=torch.finfo(direction.dtype).tiny)
-        trial = self.options["lr"] * torch.where(
-            self.history.filled(), 1, self.options["first_step"] / length
-        )
+        trial = self.options["lr"] * torch.where(self.history.filled(), 1, self.options["first_step"] / length)
         start = low._replace(step=torch.zeros_like(trial), slope=dot(direction, low.gradient))
         self.direction = pick(rows, direction, self.direction)
         self.search = pick(rows, begin(start, trial), self.search)
@@ -312,9 +310,7 @@ class BatchedLBFGS(torch.optim.Optimizer):
         if len(self.param_groups[0]["params"]) != 1:
             raise ValueError("BatchedLBFGS takes exactly one parameter, whose rows are the problems")
         if self._parameter.dim() == 0 or self._parameter.dtype not in (torch.float32, torch.float64):
-            raise ValueError(
-                "the parameter must be float32 or float64 with the problems as its first dimension"
-            )
+            raise ValueError("the parameter must be float32 or float64 with the problems as its first dimension")
 
     @property
     def evaluations(self) -> Tensor:
@@ -335,7 +331,7 @@ class BatchedLBFGS(torch.optim.Optimizer):
         memory["resume"] = memory["resume"].masked_fill(mask, 0)
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Tensor]) -> Tensor:
+    def step(self, closure: Callable[[], Tensor]) -> Tensor:  # type: ignore[override]
         """Makes `max_eval` evaluations and returns the losses (B,) of the points at which the rows end.
 
         Raises ValueError when the closure does not return one loss a row or leaves no gradient.
@@ -358,9 +354,7 @@ class BatchedLBFGS(torch.optim.Optimizer):
         descent.finish(~descent.stopped & ~fruitless)
         self._rows.copy_(descent.position)
         iterations = memory["iterations"] + descent.iterations
-        memory.update(
-            descent.history._asdict(), resume=resume, evaluations=evaluations, iterations=iterations
-        )
+        memory.update(descent.history._asdict(), resume=resume, evaluations=evaluations, iterations=iterations)
         return descent.search.low.loss
 
     @property
@@ -393,6 +387,4 @@ class BatchedLBFGS(torch.optim.Optimizer):
             raise ValueError(f"the closure must return {len(parameter)} losses, one a row")
         if parameter.grad is None:
             raise ValueError("the closure left no gradient: it must call backward() on the sum of the losses")
-        return losses.detach().to(parameter.dtype, copy=True), parameter.grad.reshape(
-            self._rows.shape
-        ).clone()
+        return losses.detach().to(parameter.dtype, copy=True), parameter.grad.reshape(self._rows.shape).clone()

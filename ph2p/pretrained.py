@@ -80,9 +80,7 @@ def check_components(folder: Path, index: dict[str, Any], skipped: tuple[str, ..
             check_weights(part)
         # Without its tables transformers builds a tokenizer of two tokens and says nothing.
         if name.startswith("tokenizer") and not any(files <= _names(part) for files in TOKENIZER_FILES):
-            raise UserError(
-                f"{part}: the tokenizer's tables are missing; copy or download the whole pipeline"
-            )
+            raise UserError(f"{part}: the tokenizer's tables are missing; copy or download the whole pipeline")
 
 
 def check_weights(folder: Path) -> None:
@@ -94,9 +92,7 @@ def check_weights(folder: Path) -> None:
     if any(folder.glob("*.safetensors")):
         return
     if any(any(folder.glob(pattern)) for pattern in PICKLES):
-        raise UserError(
-            f"{folder}: only pickled weights, which are unsafe; convert or download them as safetensors"
-        )
+        raise UserError(f"{folder}: only pickled weights, which are unsafe; convert or download them as safetensors")
     raise UserError(f"{folder}: no .safetensors file; copy or download the whole model")
 
 
@@ -129,9 +125,7 @@ def plain_errors(name: str) -> Iterator[None]:
     except UserError:
         raise
     except Exception as error:
-        raise UserError(
-            f"{name}: cannot be loaded ({first_line(error)}); copy or download it again"
-        ) from error
+        raise UserError(f"{name}: cannot be loaded ({first_line(error)}); copy or download it again") from error
 
 
 @contextmanager

@@ -72,8 +72,9 @@ def _figure(record: Record, key: str) -> float | None:
 
 
 def _finite(value: object) -> float | None:
-    known = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    return float(value) if known else None
+    if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
+        return float(value)
+    return None
 
 
 def _figures(records: Sequence[Record], key: str) -> list[float]:
@@ -372,7 +373,7 @@ def _chart(curve: Sequence[object], empty: float | None, caption: float | None) 
     if not losses:
         return None
     bounds = [("upper", "empty prompt", empty, -5), ("lower", "true caption", caption, 13)]
-    known = [bound for bound in bounds if bound[2] is not None]
+    known = [(kind, title, loss, shift) for kind, title, loss, shift in bounds if loss is not None]
     low, high = _span([*losses.values(), *(loss for _, _, loss, _ in known)])
     lowest, highest = min(losses.values()), max(losses.values())
 

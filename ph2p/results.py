@@ -1,10 +1,10 @@
 """The results folder: what a run writes, so that whatever was finished survives and a next run goes on.
 
-    config.yaml                the resolved configuration
-    results/part-00000.jsonl   one line an image, flushed to the disk as soon as it is known
-    images/<slug>/*.png        the target and what the model paints
-    candidates/<slug>.json     loss curve and candidates
-    index.html                 the page (`report.py`)
+config.yaml                the resolved configuration
+results/part-00000.jsonl   one line an image, flushed to the disk as soon as it is known
+images/<slug>/*.png        the target and what the model paints
+candidates/<slug>.json     loss curve and candidates
+index.html                 the page (`report.py`)
 """
 
 import errno
@@ -24,7 +24,7 @@ from ph2p.data import slug
 from ph2p.errors import UserError
 
 # Keys that change where, how fast or how prettily a run goes, but not what it finds.
-FREE_KEYS = ("name", "output", "resume", "logger", "trainer", "data.batch_size", "data.targets.count")
+FREE_KEYS = ("name", "output", "resume", "logger", "trainer", "data.batch_size", "data.count", "data.targets.count")
 
 
 class ResultsFolder:
@@ -44,7 +44,7 @@ class ResultsFolder:
     def _check_config(self, config: DictConfig) -> None:
         """Refuse to mix two configurations in one folder, naming the first key that differs."""
         path = self.folder / "config.yaml"
-        if config.resume == "force" or not path.exists():
+        if config.resume == "force" or not path.exists() or not any((self.folder / "results").iterdir()):
             return
         before, now = (_flat(OmegaConf.to_container(c)) for c in (OmegaConf.load(path), config))
         for key in sorted(before.keys() | now.keys()):

@@ -54,9 +54,7 @@ class Vocabulary(nn.Module):
         allowed = torch.zeros(len(table), dtype=torch.bool)
         allowed[: len(tokenizer)] = self._allowed_tokens(_folded(blocklist), _folded(allowlist))
         if not allowed.any():
-            raise UserError(
-                "vocabulary: no token is left; shorten the blocklist or name more words in the allowlist"
-            )
+            raise UserError("vocabulary: no token is left; shorten the blocklist or name more words in the allowlist")
         self.register_buffer("embeddings", table, persistent=False)
         self.register_buffer("square_norms", table.square().sum(-1), persistent=False)  # (V,)
         self.register_buffer("allowed", allowed.to(table.device), persistent=False)  # (V,)
@@ -93,9 +91,7 @@ class Vocabulary(nn.Module):
         flat = prompt.float().flatten(0, -2)  # (K, D)
         scores = (self.square_norms - 2 * flat @ self.embeddings.T)[:, self.allowed_ids]  # (K, A)
         count = min(SHORTLIST, scores.shape[-1])
-        columns = (
-            scores.topk(count, largest=False).indices.sort().values
-        )  # ascending ids: argmin takes the first
+        columns = scores.topk(count, largest=False).indices.sort().values  # ascending ids: argmin takes the first
         shortlist = self.allowed_ids[columns]  # (K, count)
         distances = (flat[:, None] - self.embed(shortlist)).square().sum(-1)  # (K, count)
         best = distances.argmin(-1, keepdim=True)

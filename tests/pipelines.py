@@ -35,9 +35,7 @@ def save_tokenizer(folder: Path, pad_token: str = EOS) -> CLIPTokenizer:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "vocab.json").write_text(json.dumps({token: i for i, token in enumerate(vocabulary)}))
     (folder / "merges.txt").write_text("#version: 0.2\n" + "\n".join(map(" ".join, merges)) + "\n")
-    (folder / "tokenizer_config.json").write_text(
-        json.dumps(config | {"pad_token": pad_token, "unk_token": EOS})
-    )
+    (folder / "tokenizer_config.json").write_text(json.dumps(config | {"pad_token": pad_token, "unk_token": EOS}))
     return CLIPTokenizer.from_pretrained(folder)
 
 
@@ -75,9 +73,7 @@ def text_config(tokenizer: CLIPTokenizer) -> dict:
     )
 
 
-def save_pipeline(
-    folder: Path, *, pad_token: str = EOS, scheduler=DDIMScheduler, **scheduler_options
-) -> Path:
+def save_pipeline(folder: Path, *, pad_token: str = EOS, scheduler=DDIMScheduler, **scheduler_options) -> Path:
     """A StableDiffusionPipeline folder: 16-pixel images, 4x8x8 latents, L = 12, D = 16."""
     torch.manual_seed(0)
     tokenizer = save_tokenizer(folder.parent / f"{folder.name}-tokenizer", pad_token)

@@ -154,10 +154,7 @@ NOISE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), d
 BAD = {
     "text.png": (b"hello", "not a picture"),
     "empty.png": (b"", "empty (0 bytes)"),
-    **{
-        f"cut.{kind}": (as_bytes(NOISE, kind)[:-2000], "damaged or cut off")
-        for kind in ("png", "jpeg", "webp", "bmp")
-    },
+    **{f"cut.{kind}": (as_bytes(NOISE, kind)[:-2000], "damaged or cut off") for kind in ("png", "jpeg", "webp", "bmp")},
     "header.png": (as_bytes(NOISE, "png")[:20], ""),
     "flipped.png": (as_bytes(NOISE, "png").replace(b"IDAT", b"IDAX"), ""),
 }

@@ -111,9 +111,7 @@ def test_the_hook_goes_away_even_after_an_error(generator):
 def test_noise_equals_the_schedulers(tmp_path, scheduler, zero_snr):
     if zero_snr and scheduler is PNDMScheduler:
         pytest.skip("PNDM has no such schedule")
-    generator = load_generator(
-        save_pipeline(tmp_path / "sd", scheduler=scheduler, **ZERO_SNR if zero_snr else {})
-    )
+    generator = load_generator(save_pipeline(tmp_path / "sd", scheduler=scheduler, **ZERO_SNR if zero_snr else {}))
     generator.sample(["red"], [0], steps=4)  # leaves its traces in the scheduler's state
     reference = scheduler.from_config(generator.pipeline.scheduler.config)
     latents, noise = noisy_pair(4)
@@ -177,9 +175,7 @@ def test_half_precision_weights_give_float32_results(folder):
     prediction = generator.predict(latents, times, generator.condition(ids, prompt))
     prediction.sum().backward()
     images = generator.decode_latents(latents)
-    assert {x.dtype for x in (prediction, prompt.grad, images, generator.encode_images(images))} == {
-        torch.float32
-    }
+    assert {x.dtype for x in (prediction, prompt.grad, images, generator.encode_images(images))} == {torch.float32}
     assert prompt.grad.abs().sum() > 0
 
 
@@ -306,16 +302,12 @@ def test_text_features_equal_those_of_the_model(scorer):
 
 def test_text_features_from_embeddings(scorer):
     scorer = scorer.double()
-    ids = scorer.tokenizer(
-        ["red dog", "blue circle"], add_special_tokens=False, return_tensors="pt"
-    ).input_ids
+    ids = scorer.tokenizer(["red dog", "blue circle"], add_special_tokens=False, return_tensors="pt").input_ids
     table = scorer.model.text_model.get_input_embeddings().weight
     embeddings = table[ids].clone().requires_grad_()
     features = scorer.text_features_from(ids, embeddings)
     torch.testing.assert_close(features, scorer.text_features(["red dog", "blue circle"]))
-    torch.autograd.gradcheck(
-        lambda prompt: scorer.text_features_from(ids, prompt), embeddings, fast_mode=True
-    )
+    torch.autograd.gradcheck(lambda prompt: scorer.text_features_from(ids, prompt), embeddings, fast_mode=True)
     scorer.float()
 
 

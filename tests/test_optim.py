@@ -89,9 +89,7 @@ def scipy_reference(loss, start: Tensor) -> tuple[float, int]:
         return value.item(), x.grad.numpy()
 
     options = {"gtol": 1e-7, "ftol": 0, "maxiter": 2000, "maxfun": 5000}
-    found = scipy.optimize.minimize(
-        value_and_gradient, start.numpy(), jac=True, method="L-BFGS-B", options=options
-    )
+    found = scipy.optimize.minimize(value_and_gradient, start.numpy(), jac=True, method="L-BFGS-B", options=options)
     return found.fun, found.nfev
 
 
@@ -259,6 +257,38 @@ def test_steps_of_two_evaluations_get_there_as_well(line_search):
     assert (run.step(times=80) < 1e-10).all()
 
 
+def test_armijo_takes_the_first_decrease_that_strong_wolfe_finds_too_short():
+    start = torch.ones(1, 1, dtype=double)
+    runs = [Run(lambda x, r: (x**2).sum(-1), start, line_search=name, first_step=0.01) for name in LINE_SEARCHES]
+    for run in runs:
+        run.step()
+    wolfe, armijo = ([x.item() for x, _, _ in run.record[:3]] for run in runs)
+    assert wolfe == pytest.approx([1, 0.99, 0.9])  # ten times the first step
+    assert armijo == pytest.approx([1, 0.99, 0])  # a quasi-Newton step
+
+
+def test_a_row_stops_at_its_tolerance_of_the_gradient():
+    start = PROBLEMS["quadratic"][1]
+    options = {"max_eval": 300, "tolerance_grad": 1e-2, "tolerance_change": 0.0}
+    run = Run(PROBLEMS["quadratic"][0], start, **options)
+    run.step()
+    for row, used in enumerate(run.optimizer.evaluations):
+        largest = torch.stack([gradient[row].abs().max() for _, _, gradient in run.record])
+        assert largest[used - 1] <= 1e-2 < largest[: used - 1].min()
+
+
+def test_a_search_that_fails_starts_again_from_steepest_descent():
+    """Curvature kept from a flat objective makes every trial on a steep one far too long."""
+    run = Run(lambda x, r: scale * (x**2).sum(-1), torch.ones(2, 3, dtype=double), max_line_search=1, max_eval=4)
+    scale = 1.0
+    run.step()
+    assert run.optimizer.state[run.x]["s"].any()  # kept, although the gradient was exactly zero at the end
+    scale = 1e8
+    with torch.no_grad():
+        run.x.fill_(1)
+    assert (run.step() < 3e8).all()
+
+
 def test_a_loss_flat_to_rounding_ends_the_row_at_once():
     run = Run(lambda x, r: 1e6 + (x**2).sum(-1), torch.full((2, 3), 1e-4), first_step=1e-4)
     run.step()
@@ -338,8 +368,10 @@ def test_parameter_and_objective_may_change_between_steps():
     goal = goal + 5
     with torch.no_grad():
         run.x[0] = -goal[0]
+    before = run.optimizer.evaluations
     run.step()
     torch.testing.assert_close(run.x.detach(), goal)
+    assert (run.optimizer.evaluations - before).eq(2).all()  # thanks to the curvature known from before
 
 
 def test_misuse_is_refused():

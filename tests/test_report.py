@@ -185,9 +185,7 @@ def test_large_pictures_are_shrunk(tmp_path):
 
 def test_many_candidates_are_cut(tmp_path):
     one = record(tmp_path, "a.png", "a")
-    rows = [
-        {"prompt": f"word-{i}-", "loss": i / 100, "clip_similarity": None, "epoch": i} for i in range(200)
-    ]
+    rows = [{"prompt": f"word-{i}-", "loss": i / 100, "clip_similarity": None, "epoch": i} for i in range(200)]
     (tmp_path / "candidates" / "a.json").write_text(json.dumps({"loss_curve": [1.0], "candidates": rows}))
     write(tmp_path, [one])
     page = page_of(tmp_path)
@@ -210,9 +208,7 @@ def test_a_page_that_cannot_be_written_leaves_the_old_one(folder, monkeypatch):
 # --- the loss curve -------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "curve", [[1.0], [1.0, 1.0], [2.0, 1.0, 3.0, 0.5], [0.0], [None, 1.0, float("nan"), 2.0]]
-)
+@pytest.mark.parametrize("curve", [[1.0], [1.0, 1.0], [2.0, 1.0, 3.0, 0.5], [0.0], [None, 1.0, float("nan"), 2.0]])
 @pytest.mark.parametrize("bounds", [(None, None), (1.0, None), (2.5, 0.1)])
 def test_the_curve_stays_inside_its_box(curve, bounds):
     chart = report._chart(curve, *bounds)

@@ -65,7 +65,7 @@ def test_nearest_breaks_ties_by_lowest_id_and_never_leaves_the_allowed(tokenizer
 def test_nearest_at_the_size_of_clip(tokenizer):
     table = torch.randn(49_408, 768)
     twins = torch.tensor([900, 20_000, 33_333, 49_407])
-    table[twins] = table[900]
+    table[twins] = table[900].clone()
     big = Vocabulary(tokenizer, table)
     big.allowed_ids = torch.arange(49_408)
     close = table[900] + 0.3 * torch.randn(1, 64, 768)

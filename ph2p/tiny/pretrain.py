@@ -83,7 +83,10 @@ class StepLog(L.Callback):
             pace = (time.time() - self.started) / (step - self.first)
             left = pace * (stage.steps - step) / 60
             loss = float(trainer.callback_metrics["loss"])
-            print(f"{stage.name} {step}/{stage.steps}  loss {loss:.4f}  {pace:.2f} s/step  {left:.1f} min left", flush=True)
+            print(
+                f"{stage.name} {step}/{stage.steps}  loss {loss:.4f}  {pace:.2f} s/step  {left:.1f} min left",
+                flush=True,
+            )
 
 
 def start_linear(model: nn.Module) -> None:
@@ -94,7 +97,7 @@ def start_linear(model: nn.Module) -> None:
             nn.init.zeros_(block.conv2.bias)
 
 
-def fit(stage: Stage, work: Path, accelerator: str) -> None:
+def fit(stage: Stage, work: Path, accelerator: str, save_every: int = 250) -> None:
     """Train a stage to its last step, from its own last checkpoint if there is one."""
     last = work / stage.name / "last.ckpt"
     trainer = L.Trainer(
@@ -106,7 +109,9 @@ def fit(stage: Stage, work: Path, accelerator: str) -> None:
         logger=False,
         enable_progress_bar=False,
         callbacks=[
-            ModelCheckpoint(last.parent, save_last=True, save_top_k=0, every_n_train_steps=250),
+            ModelCheckpoint(
+                last.parent, save_last=True, save_top_k=0, every_n_train_steps=save_every, enable_version_counter=False
+            ),
             StepLog(),
         ],
         enable_model_summary=False,
@@ -283,11 +288,77 @@ def _save_half(model: nn.Module, folder: Path) -> None:
 # --- VAE ---------------------------------------------------------------------------------------------------------
 
 
-class VaeStage(Stage):
-    """An autoencoder from 64x64x3 to 8x8x20; small objects weigh more, since a plain mean forgets their colours."""
+def principal_components(pictures: np.ndarray) -> tuple[Tensor, Tensor]:
+    """Return mean (8, 8, 3) and the 20 leading components (20, 8, 8, 3) of the pictures' 8x8 patches, in [-1, 1].
 
-    name, batch_size, lr = "vae", 16, 6e-4  # at 2e-3 it learnt no background colour in 400 steps
-    kl_weight = 1e-4
+    A component is divided by the root of its standard deviation: colours still lead, but stripes and dots, whose
+    variance is small, do not drown in the noise of the late timesteps. All scaled alike to unit variance on average.
+    """
+    images = to_unit(pictures).permute(0, 2, 3, 1)  # (N, 64, 64, 3)
+    patches = images.unfold(1, 8, 8).unfold(2, 8, 8).permute(0, 1, 2, 4, 5, 3).reshape(-1, 192).double()
+    mean = patches.mean(0)
+    variances, vectors = torch.linalg.eigh((patches - mean).T @ (patches - mean) / len(patches))
+    variances, vectors = variances[-LATENT_CHANNELS:], vectors[:, -LATENT_CHANNELS:]
+    scale = variances.pow(-0.25) / variances.sqrt().mean().sqrt()
+    return mean.view(8, 8, 3).float(), (vectors * scale).T.reshape(-1, 8, 8, 3).float()
+
+
+@torch.no_grad()
+def make_linear_encoder(vae: AutoencoderKL, mean: Tensor, components: Tensor) -> None:
+    """Set the encoder's weights so that it computes the principal components of each 8x8 patch, to within 1 %.
+
+    Three convolutions of stride 2 gather a patch (space to depth), the third projects it. What stands in the way is
+    the last normalisation and SiLU: constant channels of +-K in every group fix the statistics of the former, and
+    silu(s) - silu(-s) = s undoes the latter. Trained from nothing, 2,200 steps at the same cost reached 25.4 dB; the
+    components alone hold 28.1 dB.
+    """
+    encoder, ballast = vae.encoder, 50.0
+    for weight in encoder.parameters():
+        if weight.dim() == 4:
+            weight.zero_()
+    for module in encoder.modules():
+        if isinstance(module, nn.Conv2d):
+            module.bias.zero_()
+    one, two, three, four = encoder.down_blocks
+    corners = [(y, x) for y in (0, 1) for x in (0, 1)]
+    encoder.conv_in.weight[range(3), range(3), 1, 1] = 1
+    for q, (y, x) in enumerate(corners):
+        one.downsamplers[0].conv.weight[range(3 * q, 3 * q + 3), range(3), y, x] = 1
+        two.downsamplers[0].conv.weight[range(12 * q, 12 * q + 12), range(12), y, x] = 1
+    two.resnets[0].conv_shortcut.weight[range(12), range(12), 0, 0] = 1
+    three.resnets[0].conv_shortcut.weight[range(48), range(48), 0, 0] = 1
+    project = three.downsamplers[0].conv
+    for y, x in corners:
+        for q2, (y2, x2) in enumerate(corners):
+            for q1, (y1, x1) in enumerate(corners):
+                channels = slice(12 * q2 + 3 * q1, 12 * q2 + 3 * q1 + 3)
+                pixel = components[:, 4 * y + 2 * y2 + y1, 4 * x + 2 * x2 + x1]  # (20, 3)
+                project.weight[:LATENT_CHANNELS, channels, y, x] = pixel
+    project.bias[:LATENT_CHANNELS] = -(components * mean).flatten(1).sum(1)
+    # Groups of 12 channels: three signals and their negatives, then +K and -K three times each.
+    spread, norm = four.resnets[0].conv_shortcut, encoder.conv_norm_out
+    for k in range(LATENT_CHANNELS):
+        plus = 12 * (k // 3) + 2 * (k % 3)
+        spread.weight[plus, k, 0, 0], spread.weight[plus + 1, k, 0, 0] = 1, -1
+        encoder.conv_out.weight[k, plus, 1, 1], encoder.conv_out.weight[k, plus + 1, 1, 1] = 1, -1
+    for group in range(8):
+        spread.bias[12 * group + 6 : 12 * group + 9], spread.bias[12 * group + 9 : 12 * group + 12] = ballast, -ballast
+    norm.weight.fill_(ballast / 2**0.5)
+    norm.bias.zero_()
+    encoder.conv_out.bias[LATENT_CHANNELS:] = -6.0  # the posterior's log variance
+    vae.quant_conv.weight.copy_(torch.eye(2 * LATENT_CHANNELS)[..., None, None])
+    vae.quant_conv.bias.zero_()
+
+
+class VaeStage(Stage):
+    """An autoencoder from 64x64x3 to 8x8x20: the encoder is set to principal components, the decoder is trained.
+
+    Small objects weigh more, since a plain mean forgets their colours; noise on the latents stands for what
+    the U-Net will get wrong.
+    """
+
+    name, batch_size, lr = "vae", 16, 8e-4  # at 2e-3 nothing was learnt in 400 steps
+    latent_noise = 0.05
 
     def __init__(self, seed: int, steps: int, pictures: np.ndarray):
         super().__init__(seed)
@@ -301,25 +372,25 @@ class VaeStage(Stage):
             layers_per_block=1,
             norm_num_groups=8,
             mid_block_add_attention=False,
+            scaling_factor=1.0,
         ).to(memory_format=torch.channels_last)
         start_linear(self.model)
-        # Begin with a small posterior variance: at one, the noise drowns the picture for hundreds of steps.
-        nn.init.constant_(self.model.quant_conv.bias[LATENT_CHANNELS:], -6.0)
+        make_linear_encoder(self.model, *principal_components(pictures[:2000]))
+        self.model.encoder.requires_grad_(False)
 
     def trained(self) -> nn.Module:
-        return self.model
+        return self.model.decoder
 
     def loss(self, rng: np.random.Generator, generator: torch.Generator) -> Tensor:
         images = to_unit(self.pictures[rng.integers(len(self.pictures), size=self.batch_size)], self.device)
-        posterior = self.model.encode(images).latent_dist
-        noise = torch.randn(posterior.mean.shape, generator=generator, device=self.device)
-        error = self.model.decode(posterior.mean + posterior.std * noise).sample - images
+        with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
+            latents = self.model.encode(images).latent_dist.mode()
+        noise = torch.randn(latents.shape, generator=generator, device=self.device)
+        error = self.model.decode(latents + self.latent_noise * noise).sample - images
         # A scene's top left pixel is background: what differs from it belongs to an object.
         background = images[:, :, :1, :1]
         weight = 1 + 2 * ((images - background).abs().amax(1, keepdim=True) > 0.1).float()
-        reconstruction = (weight * (error.square() + 0.1 * error.abs())).mean()
-        kl = 0.5 * (posterior.mean.square() + posterior.var - 1 - posterior.logvar).mean()
-        return reconstruction + self.kl_weight * kl
+        return (weight * (error.square() + 0.1 * error.abs())).mean()
 
 
 @torch.no_grad()
@@ -436,13 +507,15 @@ def pretrain(args: argparse.Namespace) -> None:
     if "vae" in args.stages and not (args.weights / "vae").exists():
         stage = VaeStage(args.seed, args.vae_steps, pictures)
         fit(stage, args.work, args.accelerator)
-        latents = encode_all(stage.model, pictures[:2000], args.device)
-        stage.model.register_to_config(scaling_factor=float(1 / latents.std()))
         _save_half(stage.model.cpu(), args.weights / "vae")
     if "unet" in args.stages and not (args.weights / "unet").exists():
         vae = AutoencoderKL.from_pretrained(args.weights / "vae", torch_dtype=torch.float32)
         latents = encode_all(vae, pictures, args.device) * vae.config.scaling_factor
-        text_encoder = CLIPTextModel.from_pretrained(args.weights / "text_encoder", dtype=torch.float32).eval().requires_grad_(False)
+        text_encoder = (
+            CLIPTextModel.from_pretrained(args.weights / "text_encoder", dtype=torch.float32)
+            .eval()
+            .requires_grad_(False)
+        )
         stage = UNetStage(args.seed, args.unet_steps, scenes, latents, _tokenizer(args), text_encoder)
         fit(stage, args.work, args.accelerator)
         save_pipeline(stage.average.module, args.weights)
@@ -481,7 +554,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--clip-steps", type=int, default=1_400)
     parser.add_argument("--clip-hard-steps", type=int, default=600)
     parser.add_argument("--vae-steps", type=int, default=2_200)
-    parser.add_argument("--unet-steps", type=int, default=6_000)
+    parser.add_argument("--unet-steps", type=int, default=4_400)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--accelerator", choices=("cpu", "gpu"), default="cpu")
     args = parser.parse_args(argv)

@@ -330,9 +330,7 @@ def canonical_caption(scene: Scene) -> str:
 def attribute_words(scene: Scene) -> tuple[frozenset[str], ...]:
     """List the ground truth: for every attribute of the scene the set of words that name it."""
     groups = [
-        words
-        for t in scene.things
-        for words in (SIZES[t.size], FILLS[t.fill], COLOUR_WORDS[t.colour], SHAPES[t.shape])
+        words for t in scene.things for words in (SIZES[t.size], FILLS[t.fill], COLOUR_WORDS[t.colour], SHAPES[t.shape])
     ]
     where = PLACES[scene.place] if scene.place else tuple(r.split()[0] for r in RELATIONS[scene.relation])
     return tuple(frozenset(g) for g in [*groups, where, COLOUR_WORDS[scene.background]])
@@ -389,7 +387,7 @@ def _tags(scene: Scene, rng: np.random.Generator, keep: float) -> str:
         tags.append(f"{nouns[0]} {_pick(rng, RELATIONS[scene.relation])} {nouns[1]}")
     else:
         thing = scene.things[0]
-        words = _adjectives(thing, rng, keep) + [_pick(rng, SHAPES[thing.shape])]
+        words = [*_adjectives(thing, rng, keep), _pick(rng, SHAPES[thing.shape])]
         loose = rng.random() < 0.5  # half of the lists tear the object's words apart
         tags += words if loose else [" ".join(words)]
         tags += [_pick(rng, PLACES[scene.place])] if rng.random() < keep else []

@@ -1,0 +1,129 @@
+"""Compare methods at equal cost: one table, on held-out scenes, several seeds, bootstrap intervals over scenes.
+
+    make compare                                              # all methods
+    python benchmarks/compare.py --methods ph2p random --count 8 --seeds 0 1
+
+Every method gets the same budget of denoiser samples (forward plus backward) an image, all in one run and one
+process. A scene's figure is its mean over the seeds; the intervals resample scenes.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from ph2p.config import config_dir, load_config
+from ph2p.data import WorldTargets
+from ph2p.engine import load_inverter
+from ph2p.errors import UserError
+from ph2p.inverter import Inversion, as_record
+from ph2p.metrics import confidence_interval
+
+COLUMNS = {
+    "regret": ("median regret", np.median),
+    "word_recall": ("words found", np.mean),
+    "clip_ratio": ("CLIP, share of caption's", np.mean),
+    "samples": ("samples", np.mean),
+    "seconds": ("seconds", np.mean),
+}
+
+
+def invert_all(args: argparse.Namespace) -> Iterator[Inversion]:
+    """Yield the results of every method and seed on the same scenes; the model is loaded once."""
+    inverter = load_inverter(load_config([]))
+    size = inverter.generator.image_size
+    targets = WorldTargets(args.count, args.scene_seed, args.objects, size, args.split)
+    loaded = [targets.load(index) for index in range(len(targets))]
+    for method in args.methods:
+        for seed in args.seeds:
+            options = [f"method={method}", f"seed={seed}", f"evaluation.renders={args.renders}", *args.overrides]
+            budget = [f"method.budget={args.budget}"] if args.budget else []
+            bound = replace(inverter, cfg=load_config(options + budget))
+            for start in range(0, len(loaded), args.batch_size):
+                batch = loaded[start : start + args.batch_size]
+                yield from bound(batch, lambda share, what, m=method, s=seed, n=start: _progress(m, s, n, share, what))
+
+
+def _progress(method: str, seed: int, first: int, share: float, what: str) -> None:
+    print(
+        f"\r{method:>14}  seed {seed}  scenes from {first}: {what} {share:4.0%}   ", end="", file=sys.stderr, flush=True
+    )
+
+
+def by_scene(results: list[Inversion]) -> dict[str, np.ndarray]:
+    """Average each scene's figures over its seeds: {figure: (scenes,)}."""
+    scenes = sorted({r.image_id for r in results})
+    figures = [
+        {
+            "regret": r.regret,
+            "word_recall": r.word_recall,
+            "clip_ratio": r.clip_similarity / r.clip_similarity_caption,
+            "samples": r.forward_samples + r.backward_samples,
+            "seconds": r.seconds,
+        }
+        for r in results
+    ]
+    owner = [r.image_id for r in results]
+    return {
+        name: np.array([np.mean([f[name] for f, o in zip(figures, owner, strict=True) if o == s]) for s in scenes])
+        for name in COLUMNS
+    }
+
+
+def show(results: list[Inversion], title: str) -> None:
+    table = Table("method", *(title for title, _ in COLUMNS.values()), title=title)
+    for method in dict.fromkeys(r.method for r in results):
+        figures, cells = by_scene([r for r in results if r.method == method]), []
+        for name, (_, statistic) in COLUMNS.items():
+            low, high = confidence_interval(figures[name], statistic)
+            value = float(statistic(figures[name]))
+            cells.append(f"{value:.0f}" if name == "samples" else f"{value:.2f} [{low:.2f}, {high:.2f}]")
+        table.add_row(method, *cells)
+    Console(width=130).print(table)
+    soft = [(r.loss_soft - r.loss_caption) / (r.loss_empty - r.loss_caption) for r in results if r.loss_soft]
+    if soft:
+        print(f"soft: median regret of its continuous prompts (the bound) {np.median(soft):.2f}")
+
+
+def parse() -> argparse.Namespace:
+    known = sorted(path.stem for path in (config_dir() / "method").glob("*.yaml"))
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--methods", nargs="+", choices=known, default=known)
+    parser.add_argument("--count", type=int, default=16, help="scenes")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--budget", type=int, default=2000, help="denoiser samples an image; 0: each method's own")
+    parser.add_argument("--split", choices=("val", "test"), default="test")
+    parser.add_argument("--scene-seed", type=int, default=7)
+    parser.add_argument("--objects", type=int, choices=(1, 2), default=1)
+    parser.add_argument("--batch-size", type=int, default=16)
+    parser.add_argument("--renders", type=int, default=2)
+    parser.add_argument("--output", type=Path, default=Path("outputs/compare.jsonl"), help="every single result")
+    parser.add_argument("overrides", nargs="*", help="further keys of train.py, after --")
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse()
+    args.output.parent.mkdir(parents=True, exist_ok=True)
+    results = []
+    with args.output.open("w") as file:
+        for result in invert_all(args):
+            results.append(result)
+            file.write(json.dumps(as_record(result)) + "\n")
+            file.flush()
+    print(file=sys.stderr)
+    budget = f"{args.budget} denoiser samples an image" if args.budget else "each method's own budget"
+    show(results, f"{args.count} scenes of {args.split}, seeds {args.seeds}, {budget}")
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except UserError as error:
+        sys.exit(f"error: {error}")

@@ -1,0 +1,207 @@
+"""Every option composes, validates and builds what it names; whatever is wrong gives one line that names the key."""
+
+import warnings
+from collections.abc import Iterator
+
+import lightning as L
+import pytest
+import torch
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
+
+from ph2p.config import MethodConfig, config_dir, load_config, plan
+from ph2p.data import Targets
+from ph2p.engine import load_inverter
+from ph2p.errors import UserError
+
+
+def options(group: str) -> list[str]:
+    return sorted(path.stem for path in (config_dir() / group).glob("*.yaml"))
+
+
+def test_every_group_is_looked_into():
+    groups = {path.name for path in config_dir().iterdir() if path.is_dir()}
+    assert groups == {"data", "generator", "method", "trainer", "logger", "experiment", "debug"}
+    assert "ph2p_plus" in options("method") and "embedded" in options("generator")
+
+
+@pytest.mark.parametrize("group", ["generator", "experiment", "debug"])
+def test_options_compose(group):
+    for option in options(group):
+        assert OmegaConf.missing_keys(load_config([f"{group}={option}"])) == set()
+
+
+@pytest.mark.parametrize("option", options("method"))
+def test_a_method_makes_its_optimiser_and_keeps_its_budget(option):
+    cfg = load_config([f"method={option}"])
+    assert cfg.method.name == option and cfg.name == f"examples-{option}"
+    assert plan(cfg.method).epochs + plan(cfg.method).rounds > 0 or cfg.method.optimizer is None
+    assert 0.9 * cfg.method.budget < spent(cfg.method) <= cfg.method.budget
+    if cfg.method.optimizer is not None:
+        parameter = torch.nn.Parameter(torch.ones(2, 3))
+        optimizer = instantiate(cfg.method.optimizer, _partial_=True)([parameter])
+
+        def closure():
+            optimizer.zero_grad()
+            losses = parameter.square().sum(1)
+            losses.sum().backward()
+            return losses.detach()
+
+        assert isinstance(optimizer, torch.optim.Optimizer)
+        assert optimizer.step(closure).shape == (2,) and not torch.equal(parameter, torch.ones(2, 3))
+
+
+@pytest.mark.parametrize("option", options("data"))
+def test_data_makes_targets(option, tmp_path):
+    (tmp_path / "a.png").write_bytes(b"")
+    words = [f"data.path={tmp_path}"] if option == "folder" else []
+    targets = instantiate(load_config([f"data={option}", *words]).data.targets, image_size=16)
+    assert isinstance(targets, Targets) and len(targets) > 0
+
+
+@pytest.mark.parametrize("option", options("logger"))
+def test_loggers(option, tmp_path):
+    cfg = load_config([f"logger={option}", f"output={tmp_path}", "name=x"])
+    if not cfg.logger:
+        assert option == "none"
+        return
+    logger = instantiate(cfg.logger)
+    logger.log_metrics({"loss": 0.5}, step=1)
+    logger.save()
+    assert any(path.is_file() for path in (tmp_path / "x").rglob("*"))
+
+
+@pytest.mark.parametrize("option", sorted(set(options("trainer")) - {"gpu"}))
+def test_trainers(option):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        trainer = L.Trainer(**OmegaConf.to_container(load_config([f"trainer={option}"]).trainer), logger=False)
+    assert trainer.precision == "32-true" and trainer.num_devices == 1
+
+
+def test_gpu_trainer_composes():
+    assert load_config(["trainer=gpu"]).trainer.accelerator == "gpu"
+
+
+def test_values_can_be_overridden_and_null():
+    words = ["method.budget=900", "method.search=null", "generator.allowlist=null", "seed=3", "name=night"]
+    cfg = load_config(["data=world", "data.count=5", "data.objects=null", *words])
+    assert (cfg.method.budget, cfg.method.search, cfg.generator.allowlist) == (900, None, None)
+    assert (cfg.data.targets.count, cfg.data.objects, cfg.seed, cfg.name) == (5, None, 3, "night")
+
+
+WRONG = [  # the command line's words, and what the line must name
+    ("bogus=1", "bogus"),
+    ("method.bogus=1", "bogus"),
+    ("data.count=3", "count"),  # a key of data=world, not of the examples
+    ("method.optimizer.bogus=1", "bogus"),
+    ("method.optimizer=adam", "method.optimizer=adam"),
+    ("method.optimizer.max_eval=many", "method.optimizer.max_eval=many"),
+    ("method.optimizer.max_eval=0", "method.optimizer.max_eval=0"),
+    ("method=nope", "nope"),
+    ("data=nope", "nope"),
+    ("nope=ph2p", "nope"),
+    ("method.budget=lots", "method.budget"),
+    ("method.budget", "method.budget"),
+    ("method.budget=1.5", "method.budget"),
+    ("method.budget=10", "method.budget=10"),
+    ("method.budget=0", "method.budget=0"),
+    ("method=random method.budget=100", "method.budget=100"),
+    ("method.snap=perhaps", "method.snap"),
+    ("method.steps=0", "method.steps=0"),
+    ("method.restarts=-2", "method.restarts=-2"),
+    ("method.prompt_length=0", "method.prompt_length=0"),
+    ("method.objective=beauty", "method.objective=beauty"),
+    ("method.timesteps=[500]", "method.timesteps"),
+    ("method.timesteps=[900,500]", "method.timesteps"),
+    ("method.timesteps=[a,b]", "method.timesteps"),
+    ("method.selection.finalists=0", "method.selection.finalists=0"),
+    ("method.search.share=1.5", "method.search.share=1.5"),
+    ("method.search.swaps=0", "method.search.swaps=0"),
+    ("data.batch_size=0", "data.batch_size=0"),
+    ("data.batch_size=null", "data.batch_size"),
+    ("data=folder", "data.path"),
+    ("data=world data.count=few", "data.count"),
+    ("generator.steps=0", "generator.steps=0"),
+    ("generator.guidance_scale=strong", "generator.guidance_scale"),
+    ("evaluation.draws=0", "evaluation.draws=0"),
+    ("seed=-1", "seed=-1"),
+    ("name=a/b", "name=a/b"),
+    ("name=..", "name=.."),
+    ("resume=perhaps", "resume=perhaps"),
+]
+
+
+@pytest.mark.parametrize(("words", "key"), WRONG, ids=[words for words, _ in WRONG])
+def test_what_is_wrong_gives_one_line(words, key):
+    with pytest.raises(UserError) as caught:
+        load_config(words.split())
+    message = str(caught.value)
+    assert key in message and "\n" not in message and len(message) < 400, message
+
+
+CONSTRUCTORS = [  # what only the thing that is built from it can refuse
+    ("+method.optimizer.bogus=1", "method.optimizer: "),
+    ("method=sgd method.optimizer.lr=-1", "method.optimizer: "),
+    ("method.optimizer._target_=torch.optim.Nonsense", "method.optimizer: "),
+    ("trainer.accelerator=abacus", "trainer: "),
+    ("trainer.precision=7", "trainer: "),
+    ("+trainer.bogus=7", "trainer: "),
+    ("logger=csv logger._target_=nowhere.Logger", "logger: "),
+]
+
+
+@pytest.mark.parametrize(("words", "key"), CONSTRUCTORS, ids=[words for words, _ in CONSTRUCTORS])
+def test_what_cannot_be_built_gives_one_line_before_a_model_is_loaded(words, key):
+    with pytest.raises(UserError) as caught:
+        load_inverter(load_config([*words.split(), "generator.path=nowhere"]))
+    message = str(caught.value)
+    assert message.startswith(key) and "\n" not in message and len(message) < 400, message
+
+
+# --- the budget ---------------------------------------------------------------------------------------------------
+
+
+def spent(method: MethodConfig) -> int:
+    """Denoiser samples of a whole run by the letter of the documentation, counted phase by phase."""
+    bought, choice, search = plan(method), method.selection, method.search
+    evaluations = bought.epochs * method.steps * (method.optimizer or {}).get("max_eval", 1) if method.optimizer else 0
+    total = 2 * evaluations * method.draws * method.restarts
+    if search:
+        total += search.draws * (choice.shortlist + search.starts)
+        total += bought.rounds * search.starts * search.draws * (1 + 1 + search.swaps)
+    return total + choice.shortlist * choice.draws + 2 * choice.finalists * choice.steps
+
+
+def grid() -> Iterator[list[str]]:
+    for k in range(60):
+        random = torch.Generator().manual_seed(k)
+
+        def draw(low: int, high: int, random: torch.Generator = random) -> int:
+            return int(torch.randint(low, high, (), generator=random))
+
+        keys = {"budget": draw(500, 9000), "draws": draw(1, 9), "steps": draw(1, 4), "restarts": draw(1, 4)}
+        keys |= {"selection.shortlist": draw(1, 20), "selection.draws": draw(1, 20), "selection.finalists": draw(1, 5)}
+        method = ["ph2p", "ph2p_plus", "adam_delayed", "random"][k % 4]
+        if method == "ph2p_plus":
+            keys |= {"search.share": draw(1, 10) / 10 - 0.05, "search.starts": draw(1, 4), "search.swaps": draw(1, 50)}
+        yield [f"method={method}", *(f"method.{key}={value}" for key, value in keys.items())]
+
+
+def test_a_plan_never_spends_more_than_the_budget_and_little_less():
+    refused = 0
+    for words in grid():
+        try:
+            method = load_config(words).method
+        except UserError as error:
+            assert "method.budget" in str(error)
+            enough = int(str(error).split("give ")[1].split()[0])
+            assert enough > int(words[1].split("=")[1])
+            method = load_config([*words, f"method.budget={enough}"]).method
+            refused += 1
+        assert spent(method) <= method.budget, words
+        if method.optimizer is not None:
+            bought = plan(method)
+            epoch = 2 * method.draws * method.restarts * method.steps * method.optimizer.get("max_eval", 1)
+            assert bought.epochs >= 1 and method.budget - spent(method) < epoch, words
+    assert 0 < refused < 30

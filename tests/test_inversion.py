@@ -1,0 +1,231 @@
+"""The engine's core on a random pipeline: rows stand alone, losses are the pipeline's, samples are counted."""
+
+from collections import Counter
+from contextlib import contextmanager
+
+import lightning as L
+import pytest
+import torch
+
+from ph2p.callbacks import DelayedProjection
+from ph2p.config import plan
+from ph2p.data import InversionData, make_draws
+from ph2p.inversion import PromptInversion
+from ph2p.inverter import Batch
+from ph2p.objectives import DenoisingObjective, candidate_losses
+from ph2p.optim import BatchedLBFGS
+
+WINDOW = (500, 1000)
+LBFGS = ["method=ph2p", "method.draws=2", "method.optimizer.max_eval=6", "method.budget=200"]
+STRAIGHT_THROUGH = ["method=pez_diffusion", "method.draws=2", "method.budget=120"]
+
+
+def outcome(result) -> tuple:
+    """What must not depend on the neighbours: prompt, tokens, losses, cost and the ranking."""
+    candidates = [(c.token_ids, c.epoch) for c in result.candidates]
+    costs = (result.forward_samples, result.backward_samples, result.evaluation_samples)
+    return result.prompt, result.token_ids, candidates, costs
+
+
+def assert_same(ours, theirs) -> None:
+    assert outcome(ours) == outcome(theirs)
+    for key in ("loss_curve", "loss", "loss_empty", "regret", "word_recall"):
+        assert getattr(ours, key) == pytest.approx(getattr(theirs, key), rel=1e-5), key
+
+
+@pytest.mark.parametrize("method", [LBFGS, STRAIGHT_THROUGH], ids=["lbfgs", "straight-through"])
+def test_an_image_alone_in_a_batch_and_in_another_order(inverter_of, targets, method):
+    inverter = inverter_of(*method, "method.restarts=2")
+    batch = inverter(targets)
+    assert len({result.prompt for result in batch}) > 1  # or the comparison would prove nothing
+    assert all(len(set(result.loss_curve)) > 1 for result in batch)
+    turned = inverter(targets[::-1])[::-1]
+    for target, ours, theirs in zip(targets, batch, turned, strict=True):
+        assert_same(ours, theirs)
+        assert_same(ours, inverter([target])[0])
+
+
+def test_a_second_run_is_the_same_and_another_seed_is_not(inverter_of, targets):
+    runs = [inverter_of(*LBFGS, f"seed={seed}")(targets[:1])[0] for seed in (0, 0, 1)]
+    assert_same(runs[0], runs[1])
+    assert runs[0].loss == runs[1].loss and runs[0].loss_curve != runs[2].loss_curve
+
+
+def test_a_broken_row_leaves_the_others_alone(inverter_of, targets):
+    inverter = inverter_of("method=ph2p_plus", *LBFGS[1:3], "method.budget=700", "method.search.draws=2")
+    assert plan(inverter.cfg.method).rounds and plan(inverter.cfg.method).epochs
+
+    def found(broken: bool):
+        batch = Batch(targets, inverter.generator, inverter.scorer)
+        if broken:
+            batch.latents[1] = torch.nan
+        pool, _, curves = inverter.optimise(batch, lambda share, what: None)
+        assert curves[1].isnan().all() == broken
+        pool = inverter.search(batch, pool, lambda share, what: None)
+        candidates = inverter.select(batch, pool)
+        return [[(c.token_ids, pytest.approx(c.loss)) for c in candidates[row]] for row in (0, 2)]
+
+    assert found(broken=True) == found(broken=False)
+
+
+def test_the_loss_is_the_pipelines_own(generator, targets):
+    pipeline, images = generator.pipeline, torch.stack([t.image for t in targets])
+    texts = ["red square above", "small blue circle", "dog dogs café"]
+    ids = torch.tensor([generator.vocabulary.encode(text) for text in texts])
+    latents = generator.encode_images(images)
+    draws = make_draws(0, ["a", "b", "c"], ("test",), 3, WINDOW, generator.latent_shape)
+    rows = []
+    with torch.no_grad():
+        hidden = pipeline.encode_prompt(texts, "cpu", 1, False)[0]
+        for row in range(3):
+            clean, noise, t = latents[row].expand(3, -1, -1, -1), draws.noise[row].double(), draws.timesteps[row]
+            noisy = pipeline.scheduler.add_noise(clean, noise, t)
+            predicted = pipeline.unet(noisy, t, hidden[row].expand(3, -1, -1)).sample
+            rows.append((pipeline.scheduler.get_velocity(clean, noise, t) - predicted).square().mean())
+    expected = torch.stack(rows)
+    soft = DenoisingObjective(generator)(generator.vocabulary.embed(ids), ids, latents, draws)
+    torch.testing.assert_close(soft, expected)
+    torch.testing.assert_close(candidate_losses(generator, latents, ids[:, None], draws)[:, 0], expected)
+
+
+# --- projection ---------------------------------------------------------------------------------------------------
+
+
+class Watch(L.Callback):
+    """Note prompt and tokens at the end of each epoch, in the trainer's order of callbacks."""
+
+    def __init__(self) -> None:
+        self.prompts, self.tokens = [], []
+
+    def on_train_epoch_end(self, trainer, module) -> None:
+        self.prompts.append(module.prompt.detach().clone())
+        self.tokens.append(module.token_ids.clone())
+
+
+def bowl(prompt, token_ids, latents, draws):
+    """A quadratic objective whose minimum, the latents, lies between the tokens."""
+    return (prompt - latents[:, 0]).square().sum((1, 2))
+
+
+def fitted(vocabulary, snap: bool, straight_through: bool = False) -> tuple[Watch, Watch, PromptInversion]:
+    random = torch.Generator().manual_seed(0)
+    goal = 2 * vocabulary.embeddings.std() * torch.randn(3, 1, 4, 16, generator=random)
+    start = torch.stack([vocabulary.random(4, random) for _ in range(3)])
+    module = PromptInversion(
+        bowl, vocabulary, start, lambda p: torch.optim.SGD(p, lr=0.1), straight_through=straight_through
+    )
+    before, after = Watch(), Watch()
+    trainer = L.Trainer(
+        accelerator="cpu",
+        max_epochs=4,
+        callbacks=[before, DelayedProjection(snap), after],
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    trainer.fit(module, InversionData(goal, ["a", "b", "c"], 0, 1, 3, WINDOW))
+    return before, after, module
+
+
+def brute_force(vocabulary, prompt):
+    """The allowed token of least distance, one by one."""
+    allowed = vocabulary.allowed.nonzero().flatten().tolist()
+    distance = [(prompt.double() - vocabulary.embeddings[v].double()).norm(dim=-1) for v in allowed]
+    return torch.tensor(allowed)[torch.stack(distance).argmin(0)]
+
+
+def test_snap_moves_the_prompt_onto_the_nearest_allowed_tokens(generator):
+    vocabulary = generator.vocabulary
+    before, after, _ = fitted(vocabulary, snap=True)
+    for prompt, projected, tokens in zip(before.prompts, after.prompts, after.tokens, strict=True):
+        assert torch.equal(tokens, brute_force(vocabulary, prompt))
+        assert vocabulary.allowed[tokens].all() and not vocabulary.allowed.all()
+        assert torch.equal(projected, vocabulary.embeddings[tokens])
+        assert not torch.equal(prompt, projected)
+
+
+def test_without_snap_the_prompt_goes_on(generator):
+    before, after, module = fitted(generator.vocabulary, snap=False)
+    for prompt, same, tokens in zip(before.prompts, after.prompts, after.tokens, strict=True):
+        assert torch.equal(prompt, same)
+        assert torch.equal(tokens, brute_force(generator.vocabulary, prompt))
+    assert not torch.equal(after.prompts[0], after.prompts[1])
+    assert set(module.state_dict()) == {"prompt", "token_ids", "losses", "evaluations"}  # nothing frozen
+
+
+def test_straight_through_sees_tokens_and_moves_the_continuous_prompt(generator):
+    _, after, module = fitted(generator.vocabulary, snap=False, straight_through=True)
+    assert not torch.equal(module.prompt, generator.vocabulary.embed(module.token_ids))
+    seen = []
+    module._frozen = (lambda prompt, *rest: seen.append(prompt) or bowl(prompt, *rest), module.vocabulary)
+    latents, module.prompt.grad = torch.zeros(3, 1, 4, 16), None
+    module(latents, None).sum().backward()
+    hard = generator.vocabulary.embed(brute_force(generator.vocabulary, module.prompt))
+    torch.testing.assert_close(seen[0], hard)
+    torch.testing.assert_close(module.prompt.grad, 2 * hard)
+
+
+def test_lbfgs_forgets_between_epochs(generator):
+    parameter = torch.nn.Parameter(torch.randn(2, 3))
+    optimizer = BatchedLBFGS([parameter], max_eval=4)
+    module = PromptInversion(bowl, generator.vocabulary, generator.vocabulary.allowed_ids[:2, None], None)
+
+    def closure():
+        optimizer.zero_grad()
+        losses = parameter.square().square().sum(1)
+        losses.sum().backward()
+        return losses.detach()
+
+    optimizer.step(closure)
+    assert optimizer.state[parameter]["s"].abs().sum() > 0
+    trainer = type("Trainer", (), {"optimizers": [optimizer]})
+    DelayedProjection(True).on_train_epoch_end(trainer, module)
+    assert optimizer.state[parameter]["s"].abs().sum() == 0
+
+
+# --- cost and frozen weights --------------------------------------------------------------------------------------
+
+
+@contextmanager
+def counted(unet):
+    """Count the rows that go forward through the denoiser, and those whose gradient comes back."""
+    rows = Counter()
+
+    def count(module, args, kwargs, output):
+        sample = output[0] if isinstance(output, tuple) else output.sample
+        rows["forward"] += len(sample)
+        if sample.requires_grad:
+            sample.register_hook(lambda gradient: rows.update(backward=len(gradient)))
+
+    handle = unet.register_forward_hook(count, with_kwargs=True)
+    try:
+        yield rows
+    finally:
+        handle.remove()
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        ["method=ph2p", "method.restarts=2"],
+        ["method=ph2p_plus", "method.search.starts=2", "method.search.draws=3", "method.budget=1200"],
+        ["method=pez_diffusion"],
+        ["method=random", "method.restarts=10", "method.selection.shortlist=10"],
+        ["method=pez"],
+    ],
+    ids=lambda method: method[0].removeprefix("method="),
+)
+def test_counted_samples_are_what_the_denoiser_sees_and_no_weight_changes(inverter_of, targets, method):
+    inverter = inverter_of(*method)
+    frozen = [*inverter.generator.parameters(), *inverter.scorer.parameters()]
+    before = [weight.clone() for weight in frozen]
+    with counted(inverter.generator.pipeline.unet) as rows:
+        results = inverter(targets)
+    assert rows["backward"] == sum(r.backward_samples for r in results)
+    assert rows["forward"] == sum(r.forward_samples + r.evaluation_samples for r in results)
+    for result in results:
+        assert 0 < result.forward_samples + result.backward_samples <= inverter.cfg.method.budget
+        assert len(result.loss_curve) == plan(inverter.cfg.method).epochs
+    assert all(weight.grad is None for weight in frozen)
+    assert all(torch.equal(*pair) for pair in zip(frozen, before, strict=True))

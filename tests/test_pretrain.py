@@ -1,0 +1,64 @@
+"""The recipe of the embedded model: its stages resume, and what it writes is an ordinary diffusers folder."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from ph2p.generators import load_generator, load_scorer
+from ph2p.tiny import pretrain, world
+
+PICTURES = np.stack([world.render(world.scene("train", index)) for index in range(8)])
+
+
+class Killed(Exception):
+    pass
+
+
+class KilledStage(pretrain.VaeStage):
+    """Dies in its fourth step."""
+
+    def on_train_batch_start(self, *_) -> None:
+        if self.global_step == 3:
+            raise Killed
+
+
+def test_an_interrupted_stage_ends_with_the_same_weights(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    undisturbed = pretrain.VaeStage(0, 5, PICTURES)
+    start = {name: value.clone() for name, value in undisturbed.state_dict().items()}
+    pretrain.fit(undisturbed, tmp_path / "whole", "cpu")
+
+    killed = KilledStage(0, 5, PICTURES)
+    killed.load_state_dict(start)
+    with pytest.raises(Killed):
+        pretrain.fit(killed, tmp_path / "parts", "cpu", save_every=2)
+    resumed = pretrain.VaeStage(0, 5, PICTURES)  # other initial weights: all must come from the checkpoint
+    pretrain.fit(resumed, tmp_path / "parts", "cpu", save_every=2)
+
+    for name, value in undisturbed.state_dict().items():
+        assert torch.equal(value, resumed.state_dict()[name]), name
+        moved = not torch.equal(value, start[name])
+        assert moved or not value.dtype.is_floating_point or "norm" in name or value.numel() < 100
+
+
+@pytest.mark.slow
+def test_the_recipe_writes_a_folder_that_loads(tmp_path: Path) -> None:
+    steps = [f"--{stage}-steps=2" for stage in ("clip", "clip-hard", "vae", "unet")]
+    stages = ["--stages", "tokenizer", "clip", "clip_hard", "vae", "unet"]
+    folders = [f"--work={tmp_path / 'work'}", f"--weights={tmp_path / 'weights'}"]
+    pretrain.pretrain(pretrain.parse([*folders, "--scenes=300", *steps, *stages]))
+
+    generator = load_generator(tmp_path / "weights", allowlist=(tmp_path / "weights" / "words.txt").read_text().split())
+    assert generator.prediction_type == "v_prediction"
+    assert generator.alphas_cumprod[-1] < 1e-6  # pure noise at the end
+    assert generator.latent_shape == (20, 8, 8)
+    words = {
+        word for group in (world.SHAPES, world.COLOUR_WORDS, world.SIZES) for names in group.values() for word in names
+    }
+    allowed = {generator.vocabulary.decode([i]) for i in generator.vocabulary.allowed_ids.tolist()}
+    assert words - {"left of", "right of"} <= allowed
+    scorer = load_scorer(tmp_path / "weights" / "clip")
+    tower = generator.pipeline.text_encoder.get_input_embeddings().weight
+    assert torch.equal(tower, scorer.model.text_model.get_input_embeddings().weight)

@@ -1,0 +1,51 @@
+"""The shipped weights reach their bars on held-out scenes, and the methods find real prompts with them."""
+
+from pathlib import Path
+
+import pytest
+
+from ph2p import invert, load_config, load_inverter
+from ph2p.config import PACKAGE
+from ph2p.data import WorldTargets
+from ph2p.tiny import bars, world
+
+WEIGHTS = PACKAGE / "tiny" / "weights"
+OPTIONS = ["generator.steps=15", "evaluation.renders=1"]
+
+
+def size(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+def test_the_folder_is_small_and_holds_no_pickle():
+    assert size(WEIGHTS) < 30e6
+    assert not [path for path in WEIGHTS.rglob("*") if path.suffix in (".bin", ".pt", ".ckpt", ".pkl")]
+
+
+@pytest.mark.slow
+def test_every_bar_is_reached():
+    figures = bars.measure(WEIGHTS)
+    missed = {name: figure for name, figure in figures.items() if not bars.passes(name, figure)}
+    assert set(figures) == set(bars.BARS)
+    assert not missed
+
+
+@pytest.mark.slow
+def test_a_red_square_is_called_one():
+    result = invert(PACKAGE / "examples" / "red-square.png", OPTIONS)
+    said = set(result.prompt.split())
+    assert said & set(world.COLOUR_WORDS["red"])
+    assert said & set(world.SHAPES["square"])
+    assert result.forward_samples + result.backward_samples <= 5000
+
+
+@pytest.mark.slow
+def test_ph2p_beats_random_prompts_on_held_out_scenes():
+    inverter = load_inverter(load_config(["method=ph2p", *OPTIONS]))
+    targets = WorldTargets(8, seed=5, objects=1)
+    scenes = [targets.load(index) for index in range(len(targets))]
+    found = inverter(scenes)
+    inverter.cfg = load_config(["method=random", *OPTIONS])
+    guessed = inverter(scenes)
+    assert sum(a.regret for a in found) < sum(b.regret for b in guessed)
+    assert sum(a.word_recall for a in found) > sum(b.word_recall for b in guessed)
