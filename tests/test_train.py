@@ -224,7 +224,7 @@ def test_what_stops_a_run_gives_one_line_and_exit_code_2(place, command, records
         (["name=a", "metod.budget=30"], "metod"),
         (["name=a", "+method.optimizer.bogus=3"], "method.optimizer"),
         (["name=first", "method.budget=300"], "method.budget=200, not 300"),
-        (["name=a", f"output={place}/file"], "file: cannot be written"),
+        (["name=a", f"output={place}/file"], "file/a: cannot be written"),
     ]
     if not torch.cuda.is_available():
         cases.append((["name=a", "trainer=gpu"], "trainer: "))
@@ -254,7 +254,9 @@ def test_a_wrong_path_on_the_command_line_and_help(place):
     assert wrong.stderr.startswith("error: no/where: ") and wrong.stderr.count("\n") == 1
     helped = train("--help", cwd=place)
     assert (helped.returncode, helped.stderr) == (0, "")
-    for words in ("data: examples, folder, world", "ph2p_plus", "data.path=my_images", "batch_size:"):
+    for group in ("data: examples", "generator: embedded", "method: ", "trainer: ", "logger: ", "debug: quick"):
+        assert f"\n{group}" in helped.stdout
+    for words in ("data.path=my_images", "ph2p_plus", "batch_size:", "name='seed-${seed}'"):
         assert words in helped.stdout
     assert not (place / "outputs").exists()
 
