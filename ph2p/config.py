@@ -109,6 +109,7 @@ class EvaluationConfig:
     """The final measurement, on draws that served neither the optimisation nor the selection."""
 
     draws: int = 64
+    timesteps: list[int] = field(default_factory=lambda: [500, 1000])  # the same for all methods
     renders: int = 3  # pictures painted from the found prompt, and from the true caption where there is one
 
 
@@ -222,8 +223,10 @@ def validate(cfg: DictConfig) -> None:
         value = OmegaConf.select(cfg, key, default=1)
         if not isinstance(value, int) or value < 1:
             raise UserError(f"{key}={value}: give a whole number of at least 1")
-    if len(cfg.method.timesteps) != 2 or not 0 <= cfg.method.timesteps[0] < cfg.method.timesteps[1]:
-        raise UserError(f"method.timesteps={cfg.method.timesteps}: give [first, last) with 0 <= first < last")
+    for key in ("method.timesteps", "evaluation.timesteps"):
+        window = OmegaConf.select(cfg, key)
+        if len(window) != 2 or not 0 <= window[0] < window[1]:
+            raise UserError(f"{key}={window}: give [first, last) with 0 <= first < last")
     for key, choices in {"method.objective": ("denoising", "clip"), "resume": ("auto", "force")}.items():
         value = OmegaConf.select(cfg, key)
         if value not in choices:

@@ -73,8 +73,9 @@ def load_inverter(cfg: DictConfig) -> Inverter:
             f"method.{key}={cfg.method[key]}: {length} tokens, but this model reads at most "
             f"{loaded.max_prompt_length}; use fewer"
         )
-    if cfg.method.timesteps[1] > loaded.num_timesteps:
-        raise UserError(f"method.timesteps={cfg.method.timesteps}: this model has {loaded.num_timesteps} timesteps")
+    for key in ("method", "evaluation"):
+        if cfg[key].timesteps[1] > loaded.num_timesteps:
+            raise UserError(f"{key}.timesteps={cfg[key].timesteps}: this model has {loaded.num_timesteps} timesteps")
     return Inverter(loaded, load_scorer(generator.scorer, device=device), cfg)
 
 

@@ -164,7 +164,7 @@ class Inverter:
     def search(self, batch: Batch, pool: Pool, report: Report) -> Pool:
         """Refine the best candidates by token swaps; returns those and what was found, on the search's draws."""
         method, search = self.cfg.method, self.cfg.method.search
-        draws = self._draws(batch.ids, "search", search.draws)
+        draws = self._draws(batch.ids, "search", search.draws, method.timesteps)
         known = pool.best(method.selection.shortlist)
         scores = candidate_losses(self.generator, batch.latents, known.token_ids, draws)  # (B, K)
         batch.spend(scores.shape[1] * search.draws)
@@ -191,16 +191,17 @@ class Inverter:
             torch.cat([best.epochs, later.repeat(len(batch.ids), starts.shape[1])], 1),
         )
 
-    def _draws(self, ids: list[str], purpose: str, count: int) -> Draws:
-        window, shape = tuple(self.cfg.method.timesteps), self.generator.latent_shape
-        return make_draws(self.cfg.seed, ids, (purpose,), count, window, shape).to(self.generator.device)
+    def _draws(self, ids: list[str], purpose: str, count: int, timesteps: Sequence[int]) -> Draws:
+        shape = self.generator.latent_shape
+        draws = make_draws(self.cfg.seed, ids, (purpose,), count, tuple(timesteps), shape)
+        return draws.to(self.generator.device)
 
     # --- selection -----------------------------------------------------------------------------------------------
 
     def select(self, batch: Batch, pool: Pool) -> list[list[Candidate]]:
         """Every image's candidates, the winner first: the finalists by CLIP similarity, the rest by loss."""
         choice, vocabulary = self.cfg.method.selection, self.generator.vocabulary
-        draws = self._draws(batch.ids, "validation", choice.draws)
+        draws = self._draws(batch.ids, "validation", choice.draws, self.cfg.method.timesteps)
         scored = []
         for row, image_id in enumerate(batch.ids):
             visited = pool.token_ids[row], pool.losses[row], pool.epochs[row].tolist()
@@ -233,7 +234,7 @@ class Inverter:
     ) -> list[Inversion]:
         """Losses on fresh draws and pictures with fixed seeds, of the winners and of the true captions."""
         cfg, texts = self.cfg, [row[0].text for row in candidates]
-        draws = self._draws(batch.ids, "evaluation", cfg.evaluation.draws)
+        draws = self._draws(batch.ids, "evaluation", cfg.evaluation.draws, cfg.evaluation.timesteps)
         losses = text_losses(self.generator, batch.latents, texts, draws)
         empty = text_losses(self.generator, batch.latents, [""] * len(texts), draws)
         pictures, similarity = self._paint(texts, batch.features)

@@ -15,13 +15,13 @@ On the limited memory BFGS method for large scale optimization, Mathematical Pro
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 LINE_SEARCHES = ("strong_wolfe", "armijo")
-Rowwise = TypeVar("Rowwise", bound=Any)  # a tensor (B, ...) or a named tuple of them
+Rowwise = Any  # a tensor (B, ...) or a named tuple of them
 
 
 def pick(rows: Tensor, chosen: Rowwise, otherwise: Rowwise) -> Rowwise:
