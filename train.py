@@ -3,10 +3,12 @@
 import sys
 
 import hydra
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
-from ph2p.config import config_dir, load_config, register, validate
+from ph2p.config import check, config_dir, load_config, register
 from ph2p.errors import UserError
+
+codes: list[int] = []  # an exit code for every job that Hydra started
 
 
 @hydra.main(version_base="1.3", config_path=str(config_dir()), config_name="train")
@@ -14,26 +16,41 @@ def with_hydra(cfg: DictConfig) -> None:
     """Serve what needs Hydra's own command line: --help, --cfg, --multirun."""
     from ph2p.engine import run
 
-    OmegaConf.resolve(cfg)
-    validate(cfg)
-    sys.exit(run(cfg))
+    try:
+        codes.append(run(check(cfg)))
+    except UserError as error:  # the jobs after this one run all the same
+        codes.append(complain(error))
+
+
+def complain(error: UserError) -> int:
+    print(f"error: {error}", file=sys.stderr)
+    return 2
+
+
+def interrupted(error: BaseException | None) -> bool:
+    """Whether Ctrl-C is behind it: Lightning's fit turns that into a SystemExit."""
+    while error and not isinstance(error, KeyboardInterrupt):
+        error = error.__context__
+    return error is not None
 
 
 def main(argv: list[str]) -> int:
-    """Run; returns 0, 1 when an image failed, 2 when the configuration or the model is at fault."""
+    """Run; returns 0, 1 when an image failed, 2 when the configuration or the model is at fault, 130 on Ctrl-C."""
     register()
+    codes.clear()
     try:
         if any(argument.startswith("-") for argument in argv):
             with_hydra()
-            return 0
+            return max(codes, default=0)
         cfg = load_config(argv)
         from ph2p.engine import run  # after the check: a typo is answered at once, without loading torch
 
         return run(cfg)
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
+        return complain(error)
+    except (KeyboardInterrupt, SystemExit) as error:
+        if not interrupted(error):
+            raise
         print("stopped; the same command continues", file=sys.stderr)
         return 130
 

@@ -36,7 +36,7 @@ COLUMNS = {
 
 def invert_all(args: argparse.Namespace) -> Iterator[Inversion]:
     """Yield the results of every method and seed on the same scenes; the model is loaded once."""
-    inverter = load_inverter(load_config([]))
+    inverter = load_inverter(load_config(args.overrides))
     size = inverter.generator.image_size
     targets = WorldTargets(args.count, args.scene_seed, args.objects, size, args.split)
     loaded = [targets.load(index) for index in range(len(targets))]
@@ -44,6 +44,10 @@ def invert_all(args: argparse.Namespace) -> Iterator[Inversion]:
         for seed in args.seeds:
             options = [f"method={method}", f"seed={seed}", f"evaluation.renders={args.renders}", *args.overrides]
             budget = [f"method.budget={args.budget}"] if args.budget else []
+            if method == "random" and args.budget:  # as many prompts as the budget pays for, all of them scored
+                choice = load_config(["method=random"]).method.selection
+                number = (args.budget - 2 * choice.finalists * choice.steps) // choice.draws
+                budget += [f"method.restarts={number}", f"method.selection.shortlist={number}"]
             bound = replace(inverter, cfg=load_config(options + budget))
             for start in range(0, len(loaded), args.batch_size):
                 batch = loaded[start : start + args.batch_size]

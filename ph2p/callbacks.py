@@ -35,27 +35,34 @@ class DelayedProjection(L.Callback):
 
 
 class CandidateHistory(L.Callback):
-    """Keep every hard prompt that was visited, with the loss of its epoch; the starting tokens come first.
+    """Keep every hard prompt that was visited, with a loss to rank it by; the starting tokens come first.
 
-    `token_ids` lists (B, M) and `losses` (B,), an entry an epoch, the start's loss being unknown (infinite).
+    `token_ids` lists (B, M) and `losses` (B,), an entry an epoch; `curve` lists each epoch's last losses (B,).
+    With `snap` an epoch's first evaluation is at the last candidate, so that is its loss; without, it is the
+    loss of the epoch that the candidate was projected from. What is not known yet is infinite.
     Must stand after `DelayedProjection` in the trainer's list of callbacks.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, snap: bool) -> None:
+        self.snap = snap
         self.token_ids: list[Tensor] = []
         self.losses: list[Tensor] = []
+        self.curve: list[Tensor] = []
 
     def on_train_start(self, trainer: L.Trainer, module: PromptInversion) -> None:
         self.record_start(module)
 
     def record_start(self, module: PromptInversion) -> None:
         """Note the tokens that the rows start from; all that there is to note where nothing is optimised."""
-        self.token_ids.append(module.token_ids.cpu())
-        self.losses.append(torch.full((len(module.token_ids),), torch.inf))
+        self.token_ids.append(module.token_ids.clone())
+        self.losses.append(torch.full_like(module.losses, torch.inf))
 
     def on_train_epoch_end(self, trainer: L.Trainer, module: PromptInversion) -> None:
-        self.token_ids.append(module.token_ids.cpu())
-        self.losses.append(module.losses.float().cpu())
+        if self.snap or len(self.losses) == 1:
+            self.losses[-1] = module.first_losses.clone()
+        self.token_ids.append(module.token_ids.clone())
+        self.losses.append(torch.full_like(module.losses, torch.inf) if self.snap else module.losses.clone())
+        self.curve.append(module.losses.clone())
 
 
 class EpochProgress(L.Callback):

@@ -24,7 +24,7 @@ PACKAGE = Path(__file__).resolve().parent
 class SearchConfig:
     """Token swaps after the optimisation (`search.greedy_swaps`)."""
 
-    share: float = 0.5  # of the budget, in (0, 1)
+    share: float = 0.5  # of the budget that the selection leaves, in (0, 1)
     draws: int = 8  # N of the search's own fixed draws
     swaps: int = 32  # evaluated exactly in each round
     starts: int = 1  # best candidates that the search begins with, each a row of its own
@@ -44,7 +44,7 @@ class SelectionConfig:
 class MethodConfig:
     """A method of prompt inversion. A new method is a new file in `configs/method/`."""
 
-    name: str = MISSING
+    name: str = MISSING  # as results and the default folder are labelled
     budget: int = MISSING  # denoiser samples an image, forward plus backward, everything but the final evaluation
     prompt_length: int = 8  # M, in [1, context length - 2]; ignored when `init` is a text
     init: str = "random"  # "random": tokens drawn from the allowed vocabulary; else the words to start from
@@ -64,7 +64,7 @@ class MethodConfig:
 class DataConfig:
     """Which images."""
 
-    name: str = MISSING
+    name: str = MISSING  # part of the default folder's name
     targets: Any = MISSING  # constructor call of a `ph2p.data.Targets` (`_target_`), without its image size
     batch_size: int = 8  # images optimised at once; changes speed and memory, not the results
 
@@ -80,7 +80,7 @@ class FolderConfig(DataConfig):
 class WorldConfig(DataConfig):
     """Scenes of the embedded world, with ground truth."""
 
-    count: int = 8
+    count: int = 8  # scenes
     seed: int = 0  # of the scenes; the run's own is the top-level `seed`
     objects: int | None = None  # 1, 2, or null for either
     split: str = "test"  # train, val or test
@@ -90,17 +90,17 @@ class WorldConfig(DataConfig):
 class GeneratorConfig:
     """Which text-to-image model, and how it paints."""
 
-    name: str = MISSING
+    name: str = MISSING  # a label; `path` says which model it is
     path: str = MISSING  # a diffusers folder or a hub id
-    scorer: str = MISSING  # a CLIP model's folder or hub id
-    revision: str | None = None
-    variant: str | None = None
-    cache_dir: str | None = None
-    local_files_only: bool = False
+    scorer: str = MISSING  # a CLIP model's folder
+    revision: str | None = None  # branch, tag or commit on the hub; null: the newest
+    variant: str | None = None  # of the weight files, such as "fp16"
+    cache_dir: str | None = None  # where downloads are kept; null: the hub's own cache
+    local_files_only: bool = False  # true: never download
     blocklist: str | None = None  # file of words that never appear in a prompt, one a line
     allowlist: str | None = None  # file of the only words that may appear
     steps: int = 30  # denoising steps of the pictures on the results page
-    guidance_scale: float = 5.0
+    guidance_scale: float = 5.0  # of classifier-free guidance; 1 paints without
     guidance_rescale: float = 0.0  # arXiv 2305.08891, section 3.4
 
 
@@ -108,7 +108,7 @@ class GeneratorConfig:
 class EvaluationConfig:
     """The final measurement, on draws that served neither the optimisation nor the selection."""
 
-    draws: int = 64
+    draws: int = 64  # N
     timesteps: list[int] = field(default_factory=lambda: [500, 1000])  # the same for all methods
     renders: int = 3  # pictures painted from the found prompt, and from the true caption where there is one
 
@@ -123,9 +123,9 @@ class Config:
     trainer: Any = MISSING  # arguments of lightning.Trainer
     logger: Any = None  # constructor call of a Lightning logger, or null
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
-    seed: int = 0
+    seed: int = 0  # of all draws and starting tokens, in [0, 2**62)
     name: str = MISSING  # results go to <output>/<name>
-    output: str = "outputs"
+    output: str = "outputs"  # the folder of all runs
     resume: str = "auto"  # auto: refuse a folder whose configuration differs; force: continue all the same
 
 
@@ -190,8 +190,19 @@ def load_config(overrides: list[str]) -> DictConfig:
     try:
         with initialize_config_dir(str(config_dir()), version_base="1.3"):
             cfg = compose("train", overrides)
-        OmegaConf.resolve(cfg)
     except (HydraException, OmegaConfBaseException) as error:
+        raise UserError(_one_line(error)) from error
+    except ValueError as error:  # group=null, and Hydra does not say which
+        nulls = [word for word in overrides if word.endswith("=null") and "." not in word]
+        raise UserError(f"{' '.join(nulls)}: {_one_line(error)}") from error
+    return check(cfg)
+
+
+def check(cfg: DictConfig) -> DictConfig:
+    """Resolve a composed configuration and validate it; raises UserError, one line, for anything wrong in it."""
+    try:
+        OmegaConf.resolve(cfg)
+    except OmegaConfBaseException as error:
         raise UserError(_one_line(error)) from error
     validate(cfg)
     return cfg
@@ -231,8 +242,20 @@ def validate(cfg: DictConfig) -> None:
         value = OmegaConf.select(cfg, key)
         if value not in choices:
             raise UserError(f"{key}={value}: choose one of {', '.join(choices)}")
-    if cfg.seed < 0:
-        raise UserError(f"seed={cfg.seed}: a seed is 0 or greater")
+    if not 0 <= cfg.seed < 2**62:
+        raise UserError(f"seed={cfg.seed}: give a whole number in [0, 2**62)")
     if not cfg.name or "/" in cfg.name or cfg.name in (".", ".."):
         raise UserError(f"name={cfg.name}: give a folder name without slashes")
+    _validate_trainer(cfg.trainer)
     plan(cfg.method)
+
+
+def _validate_trainer(trainer: DictConfig) -> None:
+    """Leave to Lightning what it checks itself; refuse what the inverter decides or cannot do."""
+    ours = {"max_epochs", "callbacks", "logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"}
+    for key in sorted(ours & set(trainer)):
+        raise UserError(f"trainer.{key}: leave it out; the run sets it itself")
+    if trainer.get("precision") not in (None, 32, "32", "32-true"):
+        raise UserError(f"trainer.precision={trainer.precision}: the prompt and its optimiser need float32")
+    if trainer.get("devices") not in (1, "1"):
+        raise UserError(f"trainer.devices={trainer.get('devices')}: give 1; several devices are not supported yet")

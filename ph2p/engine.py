@@ -59,10 +59,13 @@ def load_inverter(cfg: DictConfig) -> Inverter:
     quiet_libraries()
     _check_parts(cfg)
     generator = cfg.generator
-    device = "cuda" if cfg.trainer.accelerator in ("gpu", "cuda") else "cpu"
-    if cfg.trainer.accelerator == "auto" and torch.cuda.is_available():
-        device = "cuda"
+    accelerator = cfg.trainer.get("accelerator", "auto")
+    if accelerator == "auto" and torch.cuda.is_available():
+        accelerator = "cuda"
+    device = "cuda" if accelerator in ("gpu", "cuda") else "cpu"
     words = {key: read_words(generator[key]) if generator[key] else None for key in ("blocklist", "allowlist")}
+    if words["allowlist"] == []:
+        raise UserError(f"generator.allowlist={generator.allowlist}: names no word; list one a line")
     hub = {key: generator[key] for key in ("revision", "variant", "cache_dir", "local_files_only")}
     loaded = load_generator(generator.path, device=device, **hub, **words)
     key, length = "prompt_length", cfg.method.prompt_length
@@ -76,6 +79,9 @@ def load_inverter(cfg: DictConfig) -> Inverter:
     for key in ("method", "evaluation"):
         if cfg[key].timesteps[1] > loaded.num_timesteps:
             raise UserError(f"{key}.timesteps={cfg[key].timesteps}: this model has {loaded.num_timesteps} timesteps")
+    for key, steps in {"generator": generator.steps, "method.selection": cfg.method.selection.steps}.items():
+        if steps > loaded.num_timesteps:
+            raise UserError(f"{key}.steps={steps}: this model has {loaded.num_timesteps} timesteps")
     return Inverter(loaded, load_scorer(generator.scorer, device=device), cfg)
 
 
@@ -177,8 +183,9 @@ def invert(
     """Find the prompt of a picture, or of each of several: `invert("star.png").prompt`.
 
     `images` are files or Pillow images; `overrides` are the command line's, such as
-    `["method=ph2p", "generator.path=/models/sd15"]`. An `inverter` from an earlier `load_inverter` saves the
-    loading and then brings its own configuration. Nothing is written.
+    `["method=ph2p", "generator=folder", "generator.path=/models/sd15", "generator.scorer=/models/clip"]`. An
+    `inverter` from an earlier `load_inverter` saves the loading and then brings its own configuration. Nothing
+    is written.
     Raises UserError for a bad image or key.
     """
     inverter = inverter or load_inverter(load_config(list(overrides)))
@@ -192,5 +199,8 @@ def invert(
 
 def _target(image: Picture, number: int, size: int) -> Target:
     if isinstance(image, Image.Image):
-        return Target(f"image-{number}", "memory", from_pil(image, size))
+        try:
+            return Target(f"image-{number}", "memory", from_pil(image, size))
+        except Exception as error:  # Pillow decodes late, and raises nearly anything on broken bytes
+            raise UserError(f"image-{number}: cannot be read as a picture; {' '.join(str(error).split())}") from error
     return Target(Path(image).name, str(image), load_image(image, size))

@@ -41,6 +41,7 @@ class PromptInversion(L.LightningModule):
         self.prompt = nn.Parameter(vocabulary.embed(token_ids).clone())  # (B, M, D)
         self.register_buffer("token_ids", token_ids.clone())  # (B, M), the last projection
         self.register_buffer("losses", torch.full((len(token_ids),), torch.nan))  # (B,), the last step's
+        self.register_buffer("first_losses", self.losses.clone())  # (B,), where the epoch began
         self.register_buffer("evaluations", torch.zeros((), dtype=torch.long))  # of the objective, a row
 
     @property
@@ -59,11 +60,13 @@ class PromptInversion(L.LightningModule):
     def training_step(self, batch: tuple[Tensor, Draws], batch_index: int) -> None:
         """One step of the optimiser on one set of draws; L-BFGS evaluates the closure many times in it."""
         latents, draws = batch
-        optimizer = self.optimizers()
+        optimizer, before = self.optimizers(), self.evaluations.clone()
 
         def closure() -> Tensor:
             optimizer.zero_grad()
             losses = self(latents, draws)  # (B,)
+            if batch_index == 0 and self.evaluations == before:
+                self.first_losses = losses.detach()
             self.manual_backward(losses.sum())  # rows share no parameter: the sum's gradient is each row's own
             self.evaluations += 1
             return losses.detach()

@@ -111,7 +111,7 @@ class Inverter:
         objective = self._objective(batch.images.repeat_interleave(restarts, 0))
         factory = instantiate(method.optimizer, _partial_=True) if method.optimizer else None
         module = PromptInversion(objective, self.generator.vocabulary, start, factory, method.straight_through)
-        epochs, history = plan(method).epochs, CandidateHistory()
+        epochs, history = plan(method).epochs, CandidateHistory(method.snap)
         if epochs:
             latents = batch.latents.repeat_interleave(restarts, 0)
             data = InversionData(latents, rows, self.cfg.seed, method.draws, method.steps, tuple(method.timesteps))
@@ -130,7 +130,8 @@ class Inverter:
             losses.view(images, -1).to(self.generator.device),
             torch.arange(losses.shape[1], device=self.generator.device).repeat(images, restarts),
         )
-        return pool, module.prompt.detach()[::restarts].to(self.generator.device), losses[::restarts, 1:]
+        curves = torch.stack(history.curve, 1) if history.curve else losses[:, :0]
+        return pool, module.prompt.detach()[::restarts].to(self.generator.device), curves[::restarts]
 
     def _start(self, row: str) -> Tensor:
         """The starting tokens (M,) of a row: given words, or random ones keyed by seed and image."""

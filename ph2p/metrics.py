@@ -1,5 +1,6 @@
 """Scores of found prompts: pure functions, and a thin torchmetrics class around the one that runs over images."""
 
+import math
 import re
 from collections.abc import Callable, Collection, Sequence
 
@@ -14,8 +15,10 @@ def regret(loss: float, loss_caption: float, loss_empty: float) -> float:
     """Normalised regret of a prompt: 0 is as good as the true caption, 1 no better than no words at all.
 
     regret = (loss(prompt) - loss(caption)) / (loss(empty) - loss(caption)); negative when the prompt is the
-    better of the two.
+    better of the two, nan when the caption is no better than no words.
     """
+    if loss_empty == loss_caption:
+        return math.nan
     return (loss - loss_caption) / (loss_empty - loss_caption)
 
 

@@ -24,7 +24,8 @@ from ph2p.data import slug
 from ph2p.errors import UserError
 
 # Keys that change where, how fast or how prettily a run goes, but not what it finds.
-FREE_KEYS = ("name", "output", "resume", "logger", "trainer", "data.batch_size", "data.count", "data.targets.count")
+FREE_KEYS = ("name", "output", "resume", "logger", "trainer.accelerator", "trainer.devices")
+FREE_KEYS += ("data.batch_size", "data.count", "data.targets.count")
 
 
 class ResultsFolder:
@@ -111,6 +112,5 @@ def plain_disk_errors(folder: Path) -> Iterator[None]:
             raise UserError(
                 f"{folder}: no space left; free some and give the same command again, it continues"
             ) from error
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST):
-            raise UserError(f"{folder}: cannot be written ({error.strerror}); choose another output=...") from error
-        raise
+        reason = error.strerror or error
+        raise UserError(f"{folder}: cannot be written ({reason}); choose another output=...") from error

@@ -24,7 +24,7 @@ def greedy_swaps(
     rounds: int,
     swaps: int,
     report: Callable[[float], None] = lambda share: None,
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor]:
     """Improve hard prompts by the best of `swaps` single-token swaps a round; rows are independent.
 
     `latents` (B, C, h, w), `token_ids` (B, M), `draws` of B x N stay fixed, so the loss only falls. A round

@@ -2,6 +2,7 @@
 
 import json
 import os
+import runpy
 import signal
 import subprocess
 import sys
@@ -217,6 +218,9 @@ def test_what_stops_a_run_gives_one_line_and_exit_code_2(place, command, records
         (["name=a", f"generator.path={place}/nothing"], "nothing"),
         (["name=a", f"generator.scorer={place}/nothing"], "nothing"),
         (["name=a", f"generator.allowlist={place}/no.txt"], "no.txt"),
+        (["name=a", f"generator.allowlist={place}/file"], "file: names no word"),
+        (["name=a", "generator.steps=1001"], "generator.steps=1001: this model has 1000"),
+        (["name=a", "method.selection.steps=1001", "method.budget=9000"], "method.selection.steps=1001"),
         (["name=a", "method.prompt_length=11"], "method.prompt_length=11: 11 tokens"),
         (["name=a", "method.init='red dog red dog red dog red dog red dog red'"], "method.init=red dog"),
         (["name=a", "method.timesteps=[500,1001]"], "method.timesteps"),
@@ -224,6 +228,8 @@ def test_what_stops_a_run_gives_one_line_and_exit_code_2(place, command, records
         (["name=a", "metod.budget=30"], "metod"),
         (["name=a", "+method.optimizer.bogus=3"], "method.optimizer"),
         (["name=first", "method.budget=300"], "method.budget=200, not 300"),
+        (["name=first", "+trainer.gradient_clip_val=0.5"], "trainer.gradient_clip_val=None, not 0.5"),
+        ([f"name={'a' * 300}"], "cannot be written (File name too long)"),
         (["name=a", f"output={place}/file"], "file/a: cannot be written"),
     ]
     if not torch.cuda.is_available():
@@ -246,6 +252,26 @@ def test_what_stops_a_run_gives_one_line_and_exit_code_2(place, command, records
                 assert record["prompt"] == records[record["image_id"]]["prompt"]
                 assert Image.open(disk / "a" / record["files"]["samples"][0]).size == (16, 16)
     assert not (place / "out" / "a").exists()  # nothing is left behind that a better command would trip over
+
+
+def test_ctrl_c_within_a_fit_is_told_from_a_failure(monkeypatch, capsys):
+    def fit(cfg):
+        try:
+            raise KeyboardInterrupt
+        except KeyboardInterrupt:
+            sys.exit(1)  # as Lightning does
+
+    monkeypatch.setattr("ph2p.engine.run", fit)
+    assert runpy.run_path(str(TRAIN))["main"]([]) == 130
+    assert capsys.readouterr().err == "stopped; the same command continues\n"
+
+
+def test_a_sweep_runs_the_jobs_after_a_wrong_one(place, command):
+    words = [*command, f"data.path='{place}/my pictures/plain.png'", "name='s${seed}'", "seed=-1,1"]
+    done = train("-m", *words, cwd=place)
+    assert (done.returncode, done.stderr) == (2, "error: seed=-1: give a whole number in [0, 2**62)\n")
+    (record,) = read_results(place / "out" / "s1")
+    assert record["seed"] == 1 and not (place / "out" / "s-1").exists()
 
 
 def test_a_wrong_path_on_the_command_line_and_help(place):
@@ -275,3 +301,5 @@ def test_invert_from_python(place, command, model_overrides):
     assert several[0].prompt == found.prompt and several[1].image_id == "image-1"
     with pytest.raises(UserError, match=r"broken\.png.*not a picture"):
         invert(place / "my pictures" / "broken.png", inverter=inverter)
+    with pytest.raises(UserError, match="image-0: cannot be read as a picture"):
+        invert(Image.open(place / "my pictures" / "cut.png"), inverter=inverter)

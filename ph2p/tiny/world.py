@@ -6,7 +6,6 @@ function of (split, seed, index), so training, validation and test scenes never 
 
 import math
 from dataclasses import dataclass
-from itertools import pairwise
 
 import numpy as np
 from PIL import Image, ImageChops, ImageDraw, ImageFilter
@@ -367,7 +366,7 @@ def _statement(scene: Scene, rng: np.random.Generator, keep: float) -> str:
     """Speak in clauses: `the square is red and striped, it is large, the backdrop is blue`."""
     first = scene.things[0]
     shape = _pick(rng, SHAPES[first.shape])
-    adjectives = [w for w in _adjectives(first, rng, keep)] or [_pick(rng, COLOUR_WORDS[first.colour])]
+    adjectives = _adjectives(first, rng, keep) or [_pick(rng, COLOUR_WORDS[first.colour])]
     text = f"the {shape} is {' and '.join(adjectives)}"
     if scene.relation:
         other = _with_article(_noun_phrase(scene.things[1], rng, keep), rng)
@@ -428,11 +427,3 @@ def _article(phrase: str) -> str:
 
 def _pick(rng: np.random.Generator, words: tuple[str, ...]) -> str:
     return words[int(rng.integers(len(words)))]
-
-
-def contact_sheet(pictures: list[np.ndarray], columns: int) -> np.ndarray:
-    """Tile pictures of one size row by row, for a look at many at once: (rows * H, columns * W, 3) uint8."""
-    blank = np.zeros_like(pictures[0])
-    padded = pictures + [blank] * (-len(pictures) % columns)
-    starts = range(0, len(padded) + 1, columns)
-    return np.vstack([np.hstack(padded[a:b]) for a, b in pairwise(starts)])
