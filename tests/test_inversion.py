@@ -151,7 +151,8 @@ def test_without_snap_the_prompt_goes_on(generator):
         assert torch.equal(prompt, same)
         assert torch.equal(tokens, brute_force(generator.vocabulary, prompt))
     assert not torch.equal(after.prompts[0], after.prompts[1])
-    assert set(module.state_dict()) == {"prompt", "token_ids", "losses", "evaluations"}  # nothing frozen
+    kept = {"prompt", "token_ids", "losses", "first_losses", "evaluations"}
+    assert set(module.state_dict()) == kept  # nothing frozen
 
 
 def test_straight_through_sees_tokens_and_moves_the_continuous_prompt(generator):
@@ -229,3 +230,16 @@ def test_counted_samples_are_what_the_denoiser_sees_and_no_weight_changes(invert
         assert len(result.loss_curve) == plan(inverter.cfg.method).epochs
     assert all(weight.grad is None for weight in frozen)
     assert all(torch.equal(*pair) for pair in zip(frozen, before, strict=True))
+
+
+def test_a_snapped_candidate_is_ranked_by_its_own_loss(generator, inverter_of, targets):
+    inverter = inverter_of("method=sgd", "method.budget=600", "method.selection.shortlist=4")
+    batch = Batch(targets, inverter.generator, inverter.scorer)
+    pool, _, _ = inverter.optimise(batch, lambda share, what: None)
+    data = InversionData(
+        batch.latents, batch.ids, 0, inverter.cfg.method.draws, 1, tuple(inverter.cfg.method.timesteps)
+    )
+    for epoch in range(3):  # the candidate number e was evaluated on the draws of epoch e, where it was the start
+        latents, draws = data.batch(epoch, 0)
+        own = candidate_losses(generator, latents, pool.token_ids[:, epoch, None], draws)[:, 0]
+        assert torch.allclose(own.double(), pool.losses[:, epoch].double(), rtol=1e-5)
