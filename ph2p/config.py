@@ -36,7 +36,8 @@ class SelectionConfig:
 
     shortlist: int = 12  # distinct candidates that are scored, those with the lowest loss so far
     draws: int = 16  # N of the validation draws
-    finalists: int = 3  # best of the shortlist that are rendered and ranked by CLIP image similarity
+    finalists: int = 3  # at most; best of the shortlist that are rendered and ranked by CLIP image similarity
+    margin: float = 0.02  # a finalist's loss exceeds the best one's by this share at most; CLIP decides among equals
     steps: int = 15  # denoising steps of those renderings
 
 
@@ -230,6 +231,8 @@ def validate(cfg: DictConfig) -> None:
         positive += [f"method.search.{key}" for key in ("draws", "swaps", "starts")]
         if not 0 < cfg.method.search.share < 1:
             raise UserError(f"method.search.share={cfg.method.search.share}: give a number in (0, 1)")
+    if not cfg.method.selection.margin >= 0:
+        raise UserError(f"method.selection.margin={cfg.method.selection.margin}: give a number of at least 0")
     for key in positive:
         value = OmegaConf.select(cfg, key, default=1)
         if not isinstance(value, int) or value < 1:

@@ -203,7 +203,7 @@ class Inverter:
         """Every image's candidates, the winner first: the finalists by CLIP similarity, the rest by loss."""
         choice, vocabulary = self.cfg.method.selection, self.generator.vocabulary
         draws = self._draws(batch.ids, "validation", choice.draws, self.cfg.method.timesteps)
-        scored = []
+        scored, finalists = [], []
         for row, image_id in enumerate(batch.ids):
             visited = pool.token_ids[row], pool.losses[row], pool.epochs[row].tolist()
             some = shortlist(vocabulary, *visited, choice.shortlist)
@@ -211,18 +211,19 @@ class Inverter:
                 raise UserError(f"{image_id}: no candidate reads back as its tokens; give another allowlist")
             one = slice(row, row + 1)
             scored.append(validate_candidates(self.generator, batch.latents[one], some, draws[one]))
-            finalists = min(len(some), choice.finalists)
-            batch.forward[row] += len(some) * choice.draws + 2 * finalists * choice.steps
+            bound = scored[row][0].loss * (1 + choice.margin)
+            finalists.append([c for c in scored[row][: choice.finalists] if c.loss <= bound] or scored[row][:1])
+            batch.forward[row] += len(some) * choice.draws + 2 * len(finalists[row]) * choice.steps
         ranked = rank_finalists(
             self.generator,
             self.scorer,
             batch.features,
-            [row[: choice.finalists] for row in scored],
+            finalists,
             choice.steps,
             self.cfg.seed,
             self._guidance(),
         )
-        return [best + row[choice.finalists :] for best, row in zip(ranked, scored, strict=True)]
+        return [best + row[len(best) :] for best, row in zip(ranked, scored, strict=True)]
 
     def _guidance(self) -> dict[str, float]:
         generator = self.cfg.generator
