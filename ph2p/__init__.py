@@ -13,7 +13,7 @@ _HOME = {
     "load_inverter": "engine",
     "load_config": "config",
     "load_generator": "generators",
-    "load_scorer": "generators",
+    "load_scorer": "scorer",
     "Generator": "generators",
     "Vocabulary": "vocabulary",
     "BatchedLBFGS": "optim",

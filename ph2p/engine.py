@@ -18,10 +18,11 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 from ph2p.config import load_config
 from ph2p.data import Target, TargetError, Targets, from_pil, load_image
 from ph2p.errors import UserError
-from ph2p.generators import load_generator, load_scorer
+from ph2p.generators import load_generator
 from ph2p.inverter import Inversion, Inverter, as_record
 from ph2p.report import read_results, summary_table, write_report
 from ph2p.results import ResultsFolder
+from ph2p.scorer import load_scorer
 from ph2p.vocabulary import read_words
 
 console = Console()

@@ -7,9 +7,10 @@ import torch
 from torch import Tensor
 
 from ph2p.data import Draws
-from ph2p.generators import Generator, Scorer
+from ph2p.generators import Generator
 from ph2p.metrics import cosine_similarity
 from ph2p.objectives import candidate_losses, denoising_loss
+from ph2p.scorer import Scorer
 from ph2p.vocabulary import Vocabulary
 
 PICTURES_AT_ONCE = 32

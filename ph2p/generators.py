@@ -1,34 +1,20 @@
-"""Frozen text-to-image pipelines seen through a few functions, and the CLIP model that scores pictures."""
+"""Frozen text-to-image pipelines seen through a few functions."""
 
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import diffusers
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import CLIPModel, CLIPTokenizer, PreTrainedTokenizerBase
-from transformers.utils import ModelOutput
 
 from ph2p import pretrained
 from ph2p.errors import UserError
+from ph2p.frozen import Frozen, at_least_float32, context_length, frame_prompt, soft_prompt
 from ph2p.vocabulary import Vocabulary
 
 INDEX = diffusers.DiffusionPipeline.config_name  # model_index.json
 PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
-
-
-class Frozen(nn.Module):
-    """A module whose weights never change and which stays in evaluation mode, whatever its owner does."""
-
-    def freeze(self) -> None:
-        self.requires_grad_(False)
-        self.eval()
-
-    def train(self, mode: bool = True) -> Self:
-        return super().train(False)
 
 
 class Generator(Frozen):
@@ -79,14 +65,14 @@ class Generator(Frozen):
         """
         vae = self.pipeline.vae
         posterior = vae.encode((2 * images - 1).to(self.device, vae.dtype)).latent_dist
-        return (_at_least_float32(posterior.mode()) - self.latent_shift) * self.latent_scale
+        return (at_least_float32(posterior.mode()) - self.latent_shift) * self.latent_scale
 
     @torch.no_grad()
     def decode_latents(self, latents: Tensor) -> Tensor:
         """Images (B, 3, H, W) in [0, 1] of latents (B, C, h, w)."""
         vae = self.pipeline.vae
         images = vae.decode((latents / self.latent_scale + self.latent_shift).to(vae.dtype)).sample
-        return (_at_least_float32(images) / 2 + 0.5).clamp(0, 1)
+        return (at_least_float32(images) / 2 + 0.5).clamp(0, 1)
 
     def condition(self, token_ids: Tensor, embeddings: Tensor | None = None) -> dict[str, Tensor]:
         """The denoiser's keyword arguments for prompts, a row for every prompt.
@@ -154,7 +140,7 @@ class Generator(Frozen):
             guidance_rescale=guidance_rescale,
             output_type="pt",
         ).images
-        return _at_least_float32(images)
+        return at_least_float32(images)
 
 
 class StableDiffusion(Generator):
@@ -179,7 +165,7 @@ class StableDiffusion(Generator):
             raise UserError(f"generator: it paints {height}x{width} latents; only square pictures are supported")
         self.latent_shape = (unet.config.in_channels, height, width)
         self.image_size = height * pipeline.vae_scale_factor
-        self.context_length = _context_length(tokenizer, encoder.config.max_position_embeddings)
+        self.context_length = context_length(tokenizer, encoder.config.max_position_embeddings)
         self.max_prompt_length = self.context_length - 2  # begin and end of text
 
     def condition(self, token_ids: Tensor, embeddings: Tensor | None = None) -> dict[str, Tensor]:
@@ -194,96 +180,10 @@ class StableDiffusion(Generator):
 
     def predict(self, noisy: Tensor, timesteps: Tensor, conditioning: dict[str, Tensor]) -> Tensor:
         unet = self.pipeline.unet
-        return _at_least_float32(unet(noisy.to(unet.dtype), timesteps, **conditioning).sample)
+        return at_least_float32(unet(noisy.to(unet.dtype), timesteps, **conditioning).sample)
 
 
 FAMILIES = {family.pipeline_class: family for family in (StableDiffusion,)}
-
-
-class Scorer(Frozen):
-    """A frozen CLIP model whose cosine similarities score pictures and prompts: features of unit norm."""
-
-    mean: Tensor
-    std: Tensor
-
-    def __init__(self, model: CLIPModel, tokenizer: PreTrainedTokenizerBase, mean: list, std: list) -> None:
-        super().__init__()
-        self.model, self.tokenizer = model, tokenizer
-        self.image_size: int = model.config.vision_config.image_size
-        self.context_length = _context_length(tokenizer, model.config.text_config.max_position_embeddings)
-        self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(std).view(3, 1, 1), persistent=False)
-        self.freeze()
-
-    @property
-    def device(self) -> torch.device:
-        return self.mean.device
-
-    @torch.no_grad()
-    def image_features(self, images: Tensor) -> Tensor:
-        """Features (B, E) of images (B, 3, H, W) in [0, 1], of any size."""
-        pixels = (self._resize(images.to(self.mean)) - self.mean) / self.std
-        return _features(self.model.get_image_features(pixel_values=pixels))
-
-    def _resize(self, images: Tensor) -> Tensor:
-        """Shorter side to the model's size by antialiased bicubic interpolation, then the centre square."""
-        height, width = images.shape[-2:]
-        size, short = self.image_size, min(height, width)
-        if short != size:
-            shape = (height * size // short, width * size // short)
-            images = F.interpolate(images, shape, mode="bicubic", antialias=True).clamp(0, 1)
-        top, left = ((side - size) // 2 for side in images.shape[-2:])
-        return images[..., top : top + size, left : left + size]
-
-    @torch.no_grad()
-    def text_features(self, texts: list[str]) -> Tensor:
-        """Features (B, E) of texts; what exceeds the context is cut off."""
-        options = dict(padding="max_length", truncation=True, max_length=self.context_length)
-        ids = self.tokenizer(texts, return_tensors="pt", **options).input_ids
-        return _features(self.model.get_text_features(input_ids=ids.to(self.device)))
-
-    def text_features_from(self, token_ids: Tensor, embeddings: Tensor) -> Tensor:
-        """Features (B, E) of prompts (B, M) embedded as `embeddings` (B, M, D), to which gradients flow."""
-        ids = frame_prompt(self.tokenizer, token_ids.to(self.device), self.context_length)  # (B, L)
-        with soft_prompt(self.model.text_model.get_input_embeddings(), embeddings):
-            return _features(self.model.get_text_features(input_ids=ids))
-
-
-def frame_prompt(tokenizer: PreTrainedTokenizerBase, token_ids: Tensor, length: int) -> Tensor:
-    """[BOS, prompt, EOS, PAD...]: (B, length) long of (B, M) ids.
-
-    Raises:
-        UserError: the prompt does not fit.
-    """
-    batch, count = token_ids.shape
-    if count > length - 2:
-        raise UserError(f"prompt: {count} tokens, but this model reads at most {length - 2}; use fewer")
-    framed = token_ids.new_full((batch, length), tokenizer.pad_token_id)
-    framed[:, 0] = tokenizer.bos_token_id
-    framed[:, 1 : count + 1] = token_ids
-    framed[:, count + 1] = tokenizer.eos_token_id
-    return framed
-
-
-@contextmanager
-def soft_prompt(layer: nn.Module, embeddings: Tensor | None) -> Iterator[None]:
-    """While inside, a token-embedding layer yields `embeddings` (B, M, D) at positions 1..M; None: as ever.
-
-    A forward hook, because CLIPTextModel takes no embeddings; the ids stay, which mark the end of text.
-    """
-    if embeddings is None:
-        yield
-        return
-
-    def replace(module: nn.Module, args: tuple, output: Tensor) -> Tensor:
-        end = 1 + embeddings.shape[1]
-        return torch.cat([output[:, :1], embeddings.to(output), output[:, end:]], dim=1)
-
-    handle = layer.register_forward_hook(replace)
-    try:
-        yield
-    finally:
-        handle.remove()
 
 
 def load_generator(
@@ -325,37 +225,3 @@ def load_generator(
         pipeline = pipeline_class.from_pretrained(folder, dtype=dtype, requires_safety_checker=False, **options)
         pretrained.check_complete(pipeline)
     return family(pipeline, blocklist=blocklist or (), allowlist=allowlist or ()).to(device)
-
-
-def load_scorer(path: str | Path, device: str | torch.device = "cpu") -> Scorer:
-    """A `CLIPModel` folder of transformers with its tokenizer and `preprocessor_config.json`.
-
-    Raises:
-        UserError: missing or damaged files, or a tokenizer with another end of text than the model's.
-    """
-    folder = Path(path).expanduser()
-    processor = pretrained.read_json(folder / "preprocessor_config.json", "give the folder of a CLIP model")
-    with pretrained.plain_errors(str(path)), pretrained.no_progress_bars():
-        pretrained.check_weights(folder)
-        model = CLIPModel.from_pretrained(folder, dtype=torch.float32, use_safetensors=True, local_files_only=True)
-        tokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
-    # With a wrong id the model would pool at the first token, where all prompts look the same. With 2, the
-    # value in old configurations, it pools at the highest id of the text instead.
-    if model.config.text_config.eos_token_id not in (2, tokenizer.eos_token_id):
-        raise UserError(f"{path}: eos_token_id of config.json and tokenizer differ; set it to {tokenizer.eos_token_id}")
-    return Scorer(model, tokenizer, processor["image_mean"], processor["image_std"]).to(device)
-
-
-def _context_length(tokenizer: PreTrainedTokenizerBase, positions: int) -> int:
-    """L; a tokenizer that names no limit gets the encoder's, or the pipeline would pad without end."""
-    tokenizer.model_max_length = min(tokenizer.model_max_length, positions)
-    return tokenizer.model_max_length
-
-
-def _features(output: Tensor | ModelOutput) -> Tensor:
-    """Unit-norm features; transformers 5 wraps them in an output object, transformers 4 returns them bare."""
-    return F.normalize(getattr(output, "pooler_output", output), dim=-1)
-
-
-def _at_least_float32(values: Tensor) -> Tensor:
-    return values.to(torch.promote_types(values.dtype, torch.float32))

@@ -16,10 +16,11 @@ from ph2p.config import plan
 from ph2p.data import Draws, InversionData, Target, make_draws
 from ph2p.errors import UserError
 from ph2p.evaluation import Candidate, Pool, paint, rank_finalists, shortlist, text_losses, validate_candidates
-from ph2p.generators import Generator, Scorer
+from ph2p.generators import Generator
 from ph2p.inversion import PromptInversion
 from ph2p.metrics import cosine_similarity, regret, word_recall
 from ph2p.objectives import ClipObjective, DenoisingObjective, candidate_losses
+from ph2p.scorer import Scorer
 from ph2p.search import greedy_swaps
 
 Report = Callable[[float, str], None]  # the finished share of a batch in [0, 1], and what is happening

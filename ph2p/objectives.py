@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from ph2p.data import Draws
-from ph2p.generators import Generator, Scorer
+from ph2p.generators import Generator
+from ph2p.scorer import Scorer
 
 DENOISER_ROWS = 128  # samples that go through the denoiser at once when no gradient is kept
 

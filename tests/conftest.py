@@ -37,8 +37,8 @@ def generator(model_overrides):
 def inverter_of(model_overrides, generator) -> Callable:
     """Make an `Inverter` of the random models from the command line's words; a few seconds' work an image."""
     from ph2p.config import load_config
-    from ph2p.generators import load_scorer
     from ph2p.inverter import Inverter
+    from ph2p.scorer import load_scorer
 
     scorer = load_scorer(model_overrides[1].partition("=")[2])
     small = ["debug=quick", "method.prompt_length=4", "method.selection.shortlist=6", "trainer=cpu"]

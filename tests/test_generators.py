@@ -12,7 +12,9 @@ from transformers import CLIPModel
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from ph2p.errors import UserError
-from ph2p.generators import load_generator, load_scorer, soft_prompt
+from ph2p.frozen import soft_prompt
+from ph2p.generators import load_generator
+from ph2p.scorer import load_scorer
 
 ZERO_SNR = dict(prediction_type="v_prediction", rescale_betas_zero_snr=True, timestep_spacing="trailing")
 

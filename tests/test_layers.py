@@ -16,6 +16,8 @@ LAYERS = (  # from the ground up
     "vocabulary",
     "optim",
     "metrics",
+    "frozen",
+    "scorer",
     "generators",
     "data",
     "objectives",

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from ph2p.generators import load_generator, load_scorer
+from ph2p.generators import load_generator
+from ph2p.scorer import load_scorer
 from ph2p.tiny import pretrain, world
 
 PICTURES = np.stack([world.render(world.scene("train", index)) for index in range(8)])

@@ -17,7 +17,8 @@ from torch import Tensor
 
 from ph2p.data import Draws, make_draws
 from ph2p.evaluation import paint, text_losses
-from ph2p.generators import Generator, Scorer, load_generator, load_scorer
+from ph2p.generators import Generator, load_generator
+from ph2p.scorer import Scorer, load_scorer
 from ph2p.tiny import world
 
 # Figure: (bound, True if the figure must be at least the bound, what it is).
