@@ -9,13 +9,13 @@ same command continues after an interruption. `--stages` picks some of them; `re
 import argparse
 import json
 import time
-from collections import Counter, defaultdict
+from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import lightning as L
 import numpy as np
 import torch
-import torch.nn.functional as F
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor
 from diffusers.models.resnet import ResnetBlock2D
@@ -31,7 +31,7 @@ from ph2p.tiny import world
 CONTEXT_LENGTH = 32
 IMAGE_SIZE = 64
 LATENT_CHANNELS = 20
-STAGES = ("tokenizer", "clip", "clip_hard", "vae", "unet", "report")
+STAGES = ("tokenizer", "clip", "vae", "unet", "clip_image", "report")
 
 
 class Stage(L.LightningModule):
@@ -65,7 +65,13 @@ class Stage(L.LightningModule):
 
     def configure_optimizers(self):
         parameters = self.trained().parameters()
-        optimizer = torch.optim.AdamW(parameters, lr=self.lr, weight_decay=self.weight_decay, betas=(0.9, 0.98))
+        optimizer = torch.optim.AdamW(
+            parameters,
+            lr=self.lr,
+            weight_decay=self.weight_decay,
+            betas=(0.9, 0.98),
+            fused=self.trainer.precision == "32-true",  # Lightning clips no gradients of a fused one under autocast
+        )
         schedule = torch.optim.lr_scheduler.OneCycleLR(
             optimizer, self.lr, total_steps=self.steps, pct_start=0.05, div_factor=10, final_div_factor=20
         )
@@ -98,14 +104,14 @@ def start_linear(model: nn.Module) -> None:
             nn.init.zeros_(block.conv2.bias)
 
 
-def fit(stage: Stage, work: Path, accelerator: str, save_every: int = 250) -> None:
+def fit(stage: Stage, work: Path, accelerator: str, precision: str = "bf16-mixed", save_every: int = 250) -> None:
     """Train a stage to its last step, from its own last checkpoint if there is one."""
     last = work / stage.name / "last.ckpt"
     trainer = L.Trainer(
         max_steps=stage.steps,
         accelerator=accelerator,
         devices=1,
-        precision="bf16-mixed",
+        precision=precision,
         gradient_clip_val=1.0,
         logger=False,
         enable_progress_bar=False,
@@ -211,56 +217,68 @@ class ClipStage(Stage):
         return self.model
 
     def loss(self, rng: np.random.Generator, generator: torch.Generator) -> Tensor:
-        rows = self.rows(rng)
-        captions = [world.random_caption(self.scenes[i], rng, self.keep(rng)) for i in rows]
-        images = to_unit(self.pictures[rows], self.device)
+        scenes, pictures = self.pairs(rng)
+        # Whole descriptions are to be told apart: an attribute is named with 90 %.
+        captions = [world.random_caption(scene, rng, keep=0.9) for scene in scenes]
         ids = tokenize(self.tokenizer, captions, self.device)
-        return self.model(input_ids=ids, pixel_values=images, return_loss=True).loss
+        return self.model(input_ids=ids, pixel_values=to_unit(pictures, self.device), return_loss=True).loss
 
-    def rows(self, rng: np.random.Generator) -> np.ndarray:
-        """The scenes of a batch, as rows of the training set."""
-        return rng.integers(len(self.scenes), size=self.batch_size)
-
-    def keep(self, rng: np.random.Generator) -> float:
-        """How likely a caption names an attribute: whole descriptions are to be told apart."""
-        return 0.9
+    def pairs(self, rng: np.random.Generator) -> tuple[list[world.Scene], np.ndarray]:
+        """The scenes of a batch and their pictures (batch, 64, 64, 3)."""
+        rows = rng.integers(len(self.scenes), size=self.batch_size)
+        return [self.scenes[i] for i in rows], self.pictures[rows]
 
 
-class HardClipStage(ClipStage):
-    """Go on with batches whose halves agree in all but a few attributes.
+class ClipImageStage(ClipStage):
+    """Tune the image tower to the final, frozen text tower (Zhai et al. 2022, arXiv 2111.07991).
 
-    Random scenes are told apart by their colours alone: after the first stage CLIP ranked captions with 97 %
-    but knew no shapes (13 % of 20). Here scenes share background, colour and fill, or two of them and the place.
+    Random scenes are told apart without their shapes: a CLIP that ranked captions with 97 % named 13 % of them. So
+    half of a batch is siblings: scenes that differ in nothing but the shape.
     """
 
-    name, lr = "clip_hard", 8e-4
-    keys = (("background", "colour", "fill"), ("background", "colour", "place"), ("background", "fill", "place"))
+    name, lr = "clip_image", 1e-3
+    families = 6  # of siblings in a batch, 19 each
 
-    def __init__(self, seed: int, steps: int, scenes: list[world.Scene], pictures: np.ndarray, tokenizer):
+    def __init__(
+        self, seed: int, steps: int, scenes, pictures, tokenizer, text_encoder: CLIPTextModel, known: int = 400
+    ):
         super().__init__(seed, steps, scenes, pictures, tokenizer)
-        self.groups = [self._group(key) for key in self.keys]
+        set_text_tower(self.model, text_encoder)
+        self.model.text_model.requires_grad_(False)
+        alone = [scene for scene in scenes if scene.place][:known]
+        self.related = [siblings(scene) for scene in alone]
+        self.painted = [np.stack([world.render(scene, IMAGE_SIZE) for scene in family]) for family in self.related]
 
-    def _group(self, key: tuple[str, ...]) -> list[np.ndarray]:
-        """Rows of the one-object scenes that agree in the attributes of `key`, group by group."""
-        groups = defaultdict(list)
-        for row, scene in enumerate(self.scenes):
-            if scene.place:
-                known = vars(scene.things[0]) | vars(scene)
-                groups[tuple(known[name] for name in key)].append(row)
-        return [np.array(rows) for rows in groups.values()]
+    def pairs(self, rng: np.random.Generator) -> tuple[list[world.Scene], np.ndarray]:
+        chosen = rng.choice(len(self.related), size=self.families, replace=False)
+        related = [sibling for i in chosen for sibling in self.related[i]]
+        rows = rng.integers(len(self.scenes), size=self.batch_size - len(related))
+        pictures = np.concatenate([*(self.painted[i] for i in chosen), self.pictures[rows]])
+        return related + [self.scenes[i] for i in rows], pictures
 
-    def rows(self, rng: np.random.Generator) -> np.ndarray:
-        groups, half = self.groups[rng.integers(len(self.groups))], self.batch_size // 2
-        hard = np.concatenate([groups[g] for g in rng.permutation(len(groups))[:half]])[:half]
-        return np.concatenate([hard, rng.integers(len(self.scenes), size=self.batch_size - len(hard))])
 
-    def keep(self, rng: np.random.Generator) -> float:
-        return float(rng.choice([0.6, 0.9]))  # with fewer attributes named, the shape decides more often
+def siblings(scene: world.Scene) -> list[world.Scene]:
+    """The scene with every shape that training may show in this colour."""
+    thing = scene.things[0]
+    shapes = [shape for shape in world.SHAPES if not world.held_out(shape, thing.colour)]
+    return [replace(scene, things=(replace(thing, shape=shape),)) for shape in shapes]
+
+
+def set_text_tower(model: CLIPModel, text_encoder: CLIPTextModel) -> None:
+    """Give a CLIP model the text tower of the diffusion pipeline."""
+    model.text_model.load_state_dict({k.removeprefix("text_model."): v for k, v in text_encoder.state_dict().items()})
+
+
+def text_tower(model: CLIPModel) -> CLIPTextModel:
+    """The text tower of a CLIP model, as the diffusion pipeline wants it."""
+    encoder = CLIPTextModel(model.config.text_config)
+    source = model.text_model.state_dict()
+    encoder.load_state_dict({k: source[k.removeprefix("text_model.")] for k in encoder.state_dict()})
+    return encoder
 
 
 def save_clip(stage: ClipStage, weights: Path) -> None:
-    model = stage.model.eval()
-    _save_half(model, weights / "clip")
+    _save_half(stage.model.eval(), weights / "clip")
     stage.tokenizer.save_pretrained(weights / "clip")
     preprocessing = {
         "image_processor_type": "CLIPImageProcessor",
@@ -273,11 +291,6 @@ def save_clip(stage: ClipStage, weights: Path) -> None:
         **{f"do_{step}": True for step in ("center_crop", "convert_rgb", "normalize", "rescale", "resize")},
     }
     (weights / "clip" / "preprocessor_config.json").write_text(json.dumps(preprocessing, indent=2) + "\n")
-    text_encoder = CLIPTextModel(model.config.text_config)
-    source = {k.removeprefix("text_model."): v for k, v in model.state_dict().items() if k.startswith("text_model.")}
-    own = text_encoder.state_dict()
-    text_encoder.load_state_dict({k: source[k.removeprefix("text_model.")] for k in own})
-    _save_half(text_encoder, weights / "text_encoder")
 
 
 def _save_half(model: nn.Module, folder: Path) -> None:
@@ -402,6 +415,12 @@ def encode_all(vae: AutoencoderKL, pictures: np.ndarray, device: str) -> Tensor:
     return torch.cat(parts)
 
 
+def object_patches(pictures: np.ndarray) -> Tensor:
+    """Which 8x8 patches show more than background, the colour of the top left pixel: (N, 1, 8, 8) in {0, 1}."""
+    differs = (np.abs(pictures.astype(np.int16) - pictures[:, :1, :1]) > 12).any(3)
+    return torch.from_numpy(differs.reshape(-1, 1, 8, 8, 8, 8).any((3, 5))).float()
+
+
 def _progress(pictures: np.ndarray):
     from rich.progress import track
 
@@ -432,18 +451,25 @@ def make_scheduler() -> DDIMScheduler:
 
 
 class UNetStage(Stage):
-    """The denoiser: v-prediction on frozen latents and frozen text states, 10 % empty captions, averaged weights."""
+    """The denoiser and its text tower: v-prediction on frozen latents, 10 % empty captions, averaged weights.
+
+    The text tower comes from CLIP and is trained along: on CLIP's frozen states the U-Net learnt colours, sizes and
+    places, but painted every shape as the same blob.
+    """
 
     name, batch_size, lr = "unet", 64, 8e-4
     empty_captions = 0.1
-    late_timesteps = 0.6  # share of the draws from [500, 1000): there the words decide, and there PH2P works
+    late_timesteps = 0.8  # share of the draws from [500, 1000): there the words decide, and there PH2P works
+    # Errors on objects weigh three times in the first part of the steps, for there the words are to be learnt; then
+    # alike, since a weight that depends on the picture bends what the denoiser should predict.
+    object_weight, weighted_steps = 3.0, 0.6
 
-    def __init__(self, seed, steps, scenes, latents: Tensor, tokenizer, text_encoder: CLIPTextModel):
+    def __init__(self, seed, steps, scenes, latents: Tensor, objects: Tensor, tokenizer, text_encoder: CLIPTextModel):
         super().__init__(seed)
         self.steps, self.scenes, self.tokenizer = steps, scenes, tokenizer
-        self._latents, self._text_encoder = latents, [text_encoder]  # kept out of the checkpoint
+        self._latents, self._objects = latents, objects  # (S, 20, 8, 8), (S, 1, 8, 8); kept out of the checkpoint
         self.scheduler = make_scheduler()
-        self.model = UNet2DConditionModel(
+        unet = UNet2DConditionModel(
             sample_size=IMAGE_SIZE // 8,
             in_channels=LATENT_CHANNELS,
             out_channels=LATENT_CHANNELS,
@@ -453,10 +479,11 @@ class UNetStage(Stage):
             layers_per_block=1,
             cross_attention_dim=128,
             attention_head_dim=4,
-        ).to(memory_format=torch.channels_last)
-        # With the fused attention a training step takes 1.5 times as long on CPUs.
-        self.model.set_attn_processor(AttnProcessor())
-        start_linear(self.model)
+        )
+        # With the fused attention a training step in bfloat16 takes 1.5 times as long on CPUs.
+        unet.set_attn_processor(AttnProcessor())
+        start_linear(unet)
+        self.model = nn.ModuleDict({"unet": unet, "text_encoder": text_encoder.train().requires_grad_(True)})
         self.average = AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(0.998))
 
     def trained(self) -> nn.Module:
@@ -465,21 +492,22 @@ class UNetStage(Stage):
     def loss(self, rng: np.random.Generator, generator: torch.Generator) -> Tensor:
         rows = rng.integers(len(self.scenes), size=self.batch_size)
         captions = [self._caption(self.scenes[i], rng) for i in rows]
-        text_encoder = self._text_encoder[0].to(self.device)
-        with torch.no_grad():
-            states = text_encoder(tokenize(self.tokenizer, captions, self.device))[0]
+        states = self.model["text_encoder"](tokenize(self.tokenizer, captions, self.device))[0]
         latents = self._latents[rows].to(self.device)
         low = np.where(rng.random(self.batch_size) < self.late_timesteps, 500, 0)
         timesteps = torch.from_numpy(rng.integers(low, 1000)).to(self.device)
         noise = torch.randn(latents.shape, generator=generator, device=self.device)
-        noisy = self.scheduler.add_noise(latents, noise, timesteps).contiguous(memory_format=torch.channels_last)
+        noisy = self.scheduler.add_noise(latents, noise, timesteps)
         velocity = self.scheduler.get_velocity(latents, noise, timesteps)
-        return F.mse_loss(self.model(noisy, timesteps, states).sample.float(), velocity)
+        error = (self.model["unet"](noisy, timesteps, states).sample.float() - velocity).square()
+        if self.global_step < self.weighted_steps * self.steps:
+            error = error * (1 + (self.object_weight - 1) * self._objects[rows].to(self.device))
+        return error.mean()
 
     def _caption(self, scene: world.Scene, rng: np.random.Generator) -> str:
         if rng.random() < self.empty_captions:
             return ""
-        return world.canonical_caption(scene) if rng.random() < 0.15 else world.random_caption(scene, rng)
+        return world.canonical_caption(scene) if rng.random() < 0.25 else world.random_caption(scene, rng)
 
     def on_train_batch_end(self, *_) -> None:
         self.average.update_parameters(self.model)
@@ -500,28 +528,34 @@ def pretrain(args: argparse.Namespace) -> None:
         tokenizer.save_pretrained(args.weights / "tokenizer")
         (args.weights / "words.txt").write_text("\n".join(words) + "\n")
         print(f"tokenizer: {len(tokenizer)} tokens, {len(words)} words", flush=True)
+    options = {"accelerator": args.accelerator, "precision": args.precision}
     if "clip" in args.stages and not (args.weights / "text_encoder").exists():
-        fit(ClipStage(args.seed, args.clip_steps, scenes, pictures, _tokenizer(args)), args.work, args.accelerator)
-    if "clip_hard" in args.stages and not (args.weights / "text_encoder").exists():
-        stage = HardClipStage(args.seed, args.clip_hard_steps, scenes, pictures, _tokenizer(args))
-        stage.load_state_dict(torch.load(args.work / "clip" / "last.ckpt", weights_only=True)["state_dict"])
-        fit(stage, args.work, args.accelerator)
-        save_clip(stage, args.weights)
+        stage = ClipStage(args.seed, args.clip_steps, scenes, pictures, _tokenizer(args))
+        fit(stage, args.work, **options)
+        _save_half(text_tower(stage.model), args.weights / "text_encoder")
     if "vae" in args.stages and not (args.weights / "vae").exists():
         stage = VaeStage(args.seed, args.vae_steps, pictures)
-        fit(stage, args.work, args.accelerator)
+        fit(stage, args.work, **options)
         _save_half(stage.model.cpu(), args.weights / "vae")
-    if "unet" in args.stages and not (args.weights / "unet").exists():
+    if "unet" in args.stages and (args.another_round or not (args.weights / "unet").exists()):
         vae = AutoencoderKL.from_pretrained(args.weights / "vae", torch_dtype=torch.float32)
         latents = encode_all(vae, pictures, args.device) * vae.config.scaling_factor
-        text_encoder = (
-            CLIPTextModel.from_pretrained(args.weights / "text_encoder", dtype=torch.float32)
-            .eval()
-            .requires_grad_(False)
-        )
-        stage = UNetStage(args.seed, args.unet_steps, scenes, latents, _tokenizer(args), text_encoder)
-        fit(stage, args.work, args.accelerator)
+        objects, tokenizer, text_encoder = object_patches(pictures), _tokenizer(args), _text_encoder(args)
+        stage = UNetStage(args.seed, args.unet_steps, scenes, latents, objects, tokenizer, text_encoder)
+        if args.another_round:
+            earlier = UNet2DConditionModel.from_pretrained(args.weights / "unet", torch_dtype=torch.float32)
+            stage.model["unet"].load_state_dict(earlier.state_dict())
+            stage.average.module.load_state_dict(stage.model.state_dict())
+        fit(stage, args.work, **options)
         save_pipeline(stage.average.module, args.weights)
+    if "clip_image" in args.stages and not (args.weights / "clip").exists():
+        steps = args.clip_image_steps
+        stage = ClipImageStage(args.seed, steps, scenes, pictures, _tokenizer(args), _text_encoder(args))
+        earlier = torch.load(args.work / "clip" / "last.ckpt", weights_only=True)["state_dict"]
+        own = {k: v for k, v in earlier.items() if ".text_model." not in k}
+        stage.load_state_dict(own, strict=False)
+        fit(stage, args.work, **options)
+        save_clip(stage, args.weights)
     print(f"stages {', '.join(args.stages)}: {(time.time() - started) / 60:.1f} minutes", flush=True)
     if "report" in args.stages:
         from ph2p.tiny.bars import measure, show
@@ -529,19 +563,23 @@ def pretrain(args: argparse.Namespace) -> None:
         show(measure(args.weights))
 
 
-def save_pipeline(unet: UNet2DConditionModel, weights: Path) -> None:
-    """Write U-Net, scheduler and model_index.json beside the finished parts: an ordinary diffusers folder."""
+def save_pipeline(model: nn.ModuleDict, weights: Path) -> None:
+    """Write U-Net, text tower, scheduler and model_index.json beside the finished parts: a diffusers folder."""
     pipeline = StableDiffusionPipeline(
         vae=AutoencoderKL.from_pretrained(weights / "vae"),
-        text_encoder=CLIPTextModel.from_pretrained(weights / "text_encoder"),
+        text_encoder=model["text_encoder"].cpu(),
         tokenizer=CLIPTokenizer.from_pretrained(weights / "tokenizer"),
-        unet=unet.cpu(),
+        unet=model["unet"].cpu(),
         scheduler=make_scheduler(),
         safety_checker=None,
         feature_extractor=None,
         requires_safety_checker=False,
     )
     pipeline.to(dtype=torch.float16).save_pretrained(weights, safe_serialization=True)
+
+
+def _text_encoder(args: argparse.Namespace) -> CLIPTextModel:
+    return CLIPTextModel.from_pretrained(args.weights / "text_encoder", dtype=torch.float32)
 
 
 def _tokenizer(args: argparse.Namespace) -> CLIPTokenizer:
@@ -555,9 +593,17 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--stages", nargs="+", default=list(STAGES), choices=STAGES)
     parser.add_argument("--scenes", type=int, default=24_000)
     parser.add_argument("--clip-steps", type=int, default=1_400)
-    parser.add_argument("--clip-hard-steps", type=int, default=600)
     parser.add_argument("--vae-steps", type=int, default=1_400)
-    parser.add_argument("--unet-steps", type=int, default=3_800)
+    parser.add_argument("--unet-steps", type=int, default=12_000)
+    parser.add_argument("--clip-image-steps", type=int, default=600)
+    parser.add_argument(
+        "--another-round",
+        action="store_true",
+        help="train the U-Net and text tower that stand in the weights folder on",
+    )
+    parser.add_argument(
+        "--precision", choices=("bf16-mixed", "32-true"), default="bf16-mixed", help="32-true: CPUs without bfloat16"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--accelerator", choices=("cpu", "gpu"), default="cpu")
     args = parser.parse_args(argv)
