@@ -10,7 +10,7 @@ process. A scene's figure is its mean over the seeds; the intervals resample sce
 import argparse
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -80,19 +80,28 @@ def by_scene(results: list[Inversion]) -> dict[str, np.ndarray]:
     }
 
 
-def show(results: list[Inversion], title: str) -> None:
-    table = Table("method", *(title for title, _ in COLUMNS.values()), title=title)
-    for method in dict.fromkeys(r.method for r in results):
-        figures, cells = by_scene([r for r in results if r.method == method]), []
-        for name, (_, statistic) in COLUMNS.items():
-            low, high = confidence_interval(figures[name], statistic)
-            value = float(statistic(figures[name]))
-            cells.append(f"{value:.0f}" if name == "samples" else f"{value:.2f} [{low:.2f}, {high:.2f}]")
+def show(results: list[Inversion], title: str, reference: str) -> None:
+    """Print the table; the last column is the mean, over scenes, of a method's regret minus the reference's."""
+    methods = {r.method: by_scene([s for s in results if s.method == r.method]) for r in results}
+    heads = [title for title, _ in COLUMNS.values()] + ([f"regret above {reference}"] if reference in methods else [])
+    table = Table("method", *heads, title=title)
+    for method, figures in methods.items():
+        cells = [
+            f"{statistic(figures[name]):.0f}" if name == "samples" else _interval(figures[name], statistic)
+            for name, (_, statistic) in COLUMNS.items()
+        ]
+        if reference in methods:
+            cells.append("" if method == reference else _interval(figures["regret"] - methods[reference]["regret"]))
         table.add_row(method, *cells)
-    Console(width=130).print(table)
+    Console(width=150).print(table)
     soft = [(r.loss_soft - r.loss_caption) / (r.loss_empty - r.loss_caption) for r in results if r.loss_soft]
     if soft:
         print(f"soft: median regret of its continuous prompts (the bound) {np.median(soft):.2f}")
+
+
+def _interval(values: np.ndarray, statistic: Callable = np.mean) -> str:
+    low, high = confidence_interval(values, statistic)
+    return f"{statistic(values):.2f} [{low:.2f}, {high:.2f}]"
 
 
 def parse() -> argparse.Namespace:
@@ -102,6 +111,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--count", type=int, default=16, help="scenes")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--budget", type=int, default=2000, help="denoiser samples an image; 0: each method's own")
+    parser.add_argument("--reference", choices=known, default="ph2p", help="method that the others are held against")
     parser.add_argument("--split", choices=("val", "test"), default="test")
     parser.add_argument("--scene-seed", type=int, default=7)
     parser.add_argument("--objects", type=int, choices=(1, 2), default=1)
@@ -123,7 +133,7 @@ def main() -> None:
             file.flush()
     print(file=sys.stderr)
     budget = f"{args.budget} denoiser samples an image" if args.budget else "each method's own budget"
-    show(results, f"{args.count} scenes of {args.split}, seeds {args.seeds}, {budget}")
+    show(results, f"{args.count} scenes of {args.split}, seeds {args.seeds}, {budget}", args.reference)
 
 
 if __name__ == "__main__":

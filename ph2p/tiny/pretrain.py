@@ -305,16 +305,15 @@ def _save_half(model: nn.Module, folder: Path) -> None:
 def principal_components(pictures: np.ndarray) -> tuple[Tensor, Tensor]:
     """Return mean (8, 8, 3) and the 20 leading components (20, 8, 8, 3) of the pictures' 8x8 patches, in [-1, 1].
 
-    A component is divided by the root of its standard deviation: colours still lead, but stripes and dots, whose
-    variance is small, do not drown in the noise of the late timesteps. All scaled alike to unit variance on average.
+    A component is divided by its standard deviation: edges and patterns, whose variance is small, do not drown in the
+    noise of the late timesteps, while a plain background is still read from its many patches.
     """
     images = to_unit(pictures).permute(0, 2, 3, 1)  # (N, 64, 64, 3)
     patches = images.unfold(1, 8, 8).unfold(2, 8, 8).permute(0, 1, 2, 4, 5, 3).reshape(-1, 192).double()
     mean = patches.mean(0)
     variances, vectors = torch.linalg.eigh((patches - mean).T @ (patches - mean) / len(patches))
     variances, vectors = variances[-LATENT_CHANNELS:], vectors[:, -LATENT_CHANNELS:]
-    scale = variances.pow(-0.25) / variances.sqrt().mean().sqrt()
-    return mean.view(8, 8, 3).float(), (vectors * scale).T.reshape(-1, 8, 8, 3).float()
+    return mean.view(8, 8, 3).float(), (vectors / variances.sqrt()).T.reshape(-1, 8, 8, 3).float()
 
 
 @torch.no_grad()
@@ -459,7 +458,7 @@ class UNetStage(Stage):
 
     name, batch_size, lr = "unet", 64, 8e-4
     empty_captions = 0.1
-    late_timesteps = 0.8  # share of the draws from [500, 1000): there the words decide, and there PH2P works
+    late_timesteps = 0.6  # share of the draws from [500, 1000): there the words decide, and there PH2P works
     # Errors on objects weigh three times in the first part of the steps, for there the words are to be learnt; then
     # alike, since a weight that depends on the picture bends what the denoiser should predict.
     object_weight, weighted_steps = 3.0, 0.6
