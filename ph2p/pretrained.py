@@ -18,6 +18,7 @@ from ph2p.errors import UserError
 HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")  # not ./model, ../model or /model
 TOKENIZER_FILES = ({"tokenizer.json"}, {"vocab.json", "merges.txt"}, {"spiece.model"}, {"tokenizer.model"})
 PICKLES = ("*.bin", "*.ckpt", "*.pt", "*.pth")
+UNSAFE = "pickled weights are unsafe; convert or download them as safetensors"
 HUB_TROUBLE: tuple[tuple[type[Exception], str], ...] = (  # the first that fits: some are kinds of later ones
     (hub.GatedRepoError, "the model is gated; accept its licence on the hub and set HF_TOKEN"),
     (hub.RepositoryNotFoundError, "neither a folder nor a model on the hub; check the name, or set HF_TOKEN"),
@@ -64,8 +65,8 @@ def read_json(path: Path, mend: str) -> dict[str, Any]:
     return content
 
 
-def check_components(folder: Path, index: dict[str, Any], skipped: tuple[str, ...]) -> None:
-    """Every component that `model_index.json` names has its files.
+def check_components(folder: Path, index: dict[str, Any], skipped: tuple[str, ...], weights: bool = True) -> None:
+    """Every component that `model_index.json` names has its files; without `weights`, but for those.
 
     Raises:
         UserError: a folder is missing, or without safetensors or a tokenizer's tables.
@@ -76,7 +77,7 @@ def check_components(folder: Path, index: dict[str, Any], skipped: tuple[str, ..
         part = folder / name
         if not part.is_dir() or not _names(part):
             raise UserError(f"{part}: the component is missing; copy or download the whole pipeline")
-        if (part / "config.json").exists():
+        if weights and (part / "config.json").exists():
             check_weights(part)
         # Without its tables transformers builds a tokenizer of two tokens and says nothing.
         if name.startswith("tokenizer") and not any(files <= _names(part) for files in TOKENIZER_FILES):
@@ -92,8 +93,20 @@ def check_weights(folder: Path) -> None:
     if any(folder.glob("*.safetensors")):
         return
     if any(any(folder.glob(pattern)) for pattern in PICKLES):
-        raise UserError(f"{folder}: only pickled weights, which are unsafe; convert or download them as safetensors")
+        raise UserError(f"{folder}: only pickled weights, and {UNSAFE}")
     raise UserError(f"{folder}: no .safetensors file; copy or download the whole model")
+
+
+def check_safe(file: Path) -> None:
+    """A file of weights is no pickle.
+
+    Raises:
+        UserError: its name does not end in .safetensors.
+    """
+    if any(file.match(pattern) for pattern in PICKLES):
+        raise UserError(f"{file}: {UNSAFE}")
+    if file.suffix != ".safetensors":
+        raise UserError(f"{file}: no .safetensors file; give one, or the folder of a model")
 
 
 def check_complete(pipeline: diffusers.DiffusionPipeline) -> None:
@@ -118,14 +131,14 @@ def import_pipeline(name: str) -> type[diffusers.DiffusionPipeline]:
 
 
 @contextmanager
-def plain_errors(name: str) -> Iterator[None]:
+def plain_errors(name: str, mend: str = "copy or download it again") -> Iterator[None]:
     """Whatever goes wrong while loading becomes one line: damaged files raise errors of any kind."""
     try:
         yield
     except UserError:
         raise
     except Exception as error:
-        raise UserError(f"{name}: cannot be loaded ({first_line(error)}); copy or download it again") from error
+        raise UserError(f"{name}: cannot be loaded ({first_line(error)}); {mend}") from error
 
 
 @contextmanager

@@ -230,7 +230,7 @@ UNET = "unet/diffusion_pytorch_model.safetensors"
         (remove, "vae", "vae: the component is missing"),
         (remove, UNET, "unet: no .safetensors"),
         (truncate, UNET, "cannot be loaded .*copy or download it again"),
-        (pickle_only, UNET, "unet: only pickled weights.* convert"),
+        (pickle_only, UNET, "unet: only pickled weights.* unsafe; convert"),
         (lose_a_weight, UNET, "unet: the weights file lacks"),
         (remove, "tokenizer/tokenizer.json", "tokenizer's tables are missing"),
     ],
