@@ -15,8 +15,6 @@ from ph2p.frozen import Frozen, at_least_float32, scale_gradient
 from ph2p.generators.schedules import Schedule
 from ph2p.vocabulary import Vocabulary
 
-HALF_PRECISION_SCALE = 1024.0  # of gradients inside float16 parts, where those of a mean over a latent underflow
-
 
 class Generator(Frozen):
     """A text-to-image diffusion pipeline of diffusers, frozen; one subclass for every family of pipelines.
@@ -70,7 +68,8 @@ class Generator(Frozen):
         exact = dict(dtype=torch.float64)
         self.latent_shift = torch.tensor(mean or config.get("shift_factor") or 0.0, **exact).view(-1, 1, 1)
         self.latent_scale = config.scaling_factor / torch.tensor(std or 1.0, **exact).view(-1, 1, 1)
-        self.gradient_scale = HALF_PRECISION_SCALE if self.denoiser.dtype == torch.float16 else 1.0
+        # In float16 the gradient of a mean over a latent underflows; with this it is that of a sum.
+        self.gradient_scale = float(math.prod(self.latent_shape)) if self.denoiser.dtype == torch.float16 else 1.0
         self.offload = False
         self.freeze()
 

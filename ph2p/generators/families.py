@@ -8,5 +8,6 @@ from ph2p.generators.stable_diffusion_3 import StableDiffusion3
 from ph2p.generators.stable_diffusion_xl import StableDiffusionXL
 
 FAMILIES: dict[str, type[Generator]] = {
-    family.pipeline_class: family for family in (StableDiffusion, StableDiffusionXL, StableDiffusion3, Flux, PixArtSigma)
+    family.pipeline_class: family
+    for family in (StableDiffusion, StableDiffusionXL, StableDiffusion3, Flux, PixArtSigma)
 }

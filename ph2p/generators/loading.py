@@ -66,8 +66,6 @@ def load_generator(
     family, pipeline = _load_pipeline(name, file, tuple(omit), dtype, variant, hub)
     if lora:
         _merge_lora(pipeline, str(lora), lora_scale, hub)
-    # The VAE's own precision matters once for each target, and float16 overflows in some of them.
-    pipeline.vae.to(torch.promote_types(dtype, torch.float32))
     words = {key: value for key, value in words.items() if value is not None}
     generator = family(pipeline, words=words, image_size=image_size, clip_skip=clip_skip)
     if vae_tiling:
@@ -93,6 +91,8 @@ def _load_pipeline(
     with pretrained.plain_errors(str(file or name), mend), pretrained.no_progress_bars():
         pipeline_class = pretrained.import_pipeline(family.pipeline_class)
         options: dict[str, Any] = dict.fromkeys(absent)
+        # The VAE's own precision matters once for each target, and float16 overflows in some of them.
+        vae_dtype = torch.promote_types(dtype, torch.float32)
         if remote:
             patterns = dict(ignore_patterns=["*.safetensors"]) if file else {}
             options_of_hub = dict(variant=variant, use_safetensors=True)
@@ -100,9 +100,14 @@ def _load_pipeline(
         pretrained.check_components(folder, index, absent, weights=file is None)
         if file:
             pipeline = pipeline_class.from_single_file(str(file), config=str(folder), dtype=dtype, **options)
+            if dtype != vae_dtype:
+                pipeline.vae.to(vae_dtype)
         else:
-            options |= dict(variant=variant, use_safetensors=True, requires_safety_checker=False)
-            pipeline = pipeline_class.from_pretrained(folder, dtype=dtype, **options)
+            if "safety_checker" in absent:
+                options["requires_safety_checker"] = False
+            dtypes = dict(default=dtype, vae=vae_dtype)
+            options |= dict(variant=variant, use_safetensors=True)
+            pipeline = pipeline_class.from_pretrained(folder, dtype=dtypes, **options)
         pretrained.check_complete(pipeline)
     return family, pipeline
 

@@ -17,7 +17,8 @@ class PixArtSigma(Generator):
     """PixArt-Sigma: T5's hidden states without their padding, a transformer that also predicts a variance."""
 
     pipeline_class = "PixArtSigmaPipeline"
-    sampling = dict(use_resolution_binning=False)  # noqa: RUF012  # it would paint a size other than the one asked for
+    # Binning would paint another size than the one asked for; cleaning would depend on which packages are installed.
+    sampling = dict(use_resolution_binning=False, clean_caption=False)  # noqa: RUF012
 
     def __init__(self, pipeline: Any, *, words: Mapping[str, Any], **options: Any) -> None:
         _fold_case(pipeline.tokenizer)
