@@ -18,6 +18,7 @@ from ph2p.errors import UserError
 HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")  # not ./model, ../model or /model
 TOKENIZER_FILES = ({"tokenizer.json"}, {"vocab.json", "merges.txt"}, {"spiece.model"}, {"tokenizer.model"})
 PICKLES = ("*.bin", "*.ckpt", "*.pt", "*.pth")
+CONFIGURATION = ["*.json", "*.txt", "*.model"]  # in subfolders too
 UNSAFE = "pickled weights are unsafe; convert or download them as safetensors"
 HUB_TROUBLE: tuple[tuple[type[Exception], str], ...] = (  # the first that fits: some are kinds of later ones
     (hub.GatedRepoError, "the model is gated; accept its licence on the hub and set HF_TOKEN"),
@@ -37,10 +38,26 @@ def download_file(hub_id: str, file: str, **options: Any) -> Path:
     Raises:
         UserError: not a hub id, or the hub does not give the file.
     """
+    with _plain_hub_errors(hub_id, file):
+        return Path(huggingface_hub.hf_hub_download(hub_id, file, **options))
+
+
+def download_configuration(hub_id: str, **options: Any) -> Path:
+    """The folder of a model on the hub without its weights: configurations and tokenizers.
+
+    Raises:
+        UserError: not a hub id, or the hub does not give them.
+    """
+    with _plain_hub_errors(hub_id, "model_index.json"), no_progress_bars():
+        return Path(huggingface_hub.snapshot_download(hub_id, allow_patterns=CONFIGURATION, **options))
+
+
+@contextmanager
+def _plain_hub_errors(hub_id: str, file: str) -> Iterator[None]:
     if not HUB_ID.fullmatch(hub_id):
         raise UserError(f"{hub_id}: no such folder; give an existing one or a hub id such as owner/model")
     try:
-        return Path(huggingface_hub.hf_hub_download(hub_id, file, **options))
+        yield
     except (hub.HfHubHTTPError, OSError, ValueError) as error:
         for kind, message in HUB_TROUBLE:
             if isinstance(error, kind):

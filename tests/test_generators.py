@@ -225,7 +225,7 @@ UNET = "unet/diffusion_pytorch_model.safetensors"
         (
             other_class,
             "model_index.json",
-            "MarigoldPipeline are not supported; known: StableDiffusionPipeline",
+            "MarigoldPipeline are not supported; known: FluxPipeline, .*StableDiffusionPipeline, ",
         ),
         (remove, "vae", "vae: the component is missing"),
         (remove, UNET, "unet: no .safetensors"),

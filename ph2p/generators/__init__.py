@@ -2,6 +2,6 @@
 
 from ph2p.generators.base import Generator
 from ph2p.generators.families import FAMILIES
-from ph2p.generators.loading import load_generator
+from ph2p.generators.loading import LOADING, load_generator
 
-__all__ = ["FAMILIES", "Generator", "load_generator"]
+__all__ = ["FAMILIES", "LOADING", "Generator", "load_generator"]

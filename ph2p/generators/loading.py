@@ -13,6 +13,22 @@ from ph2p.generators.base import Generator
 from ph2p.generators.families import FAMILIES
 
 INDEX = diffusers.DiffusionPipeline.config_name  # model_index.json
+LOADING = (  # arguments of `load_generator` that are keys of the configuration's `generator`, by the same names
+    "config",
+    "omit",
+    "lora",
+    "lora_scale",
+    "image_size",
+    "clip_skip",
+    "offload",
+    "vae_tiling",
+    "gradient_checkpointing",
+    "compile",
+    "revision",
+    "variant",
+    "cache_dir",
+    "local_files_only",
+)
 WHOLE = "give a checkpoint of the whole pipeline, and as generator.config the folder that it belongs to"
 
 
@@ -93,10 +109,13 @@ def _load_pipeline(
         options: dict[str, Any] = dict.fromkeys(absent)
         # The VAE's own precision matters once for each target, and float16 overflows in some of them.
         vae_dtype = torch.promote_types(dtype, torch.float32)
-        if remote:
-            patterns = dict(ignore_patterns=["*.safetensors"]) if file else {}
-            options_of_hub = dict(variant=variant, use_safetensors=True)
-            folder = Path(pipeline_class.download(name, **hub, **options_of_hub, **options, **patterns))
+        if file and not hasattr(pipeline_class, "from_single_file"):
+            raise UserError(f"{file}: {family.pipeline_class} cannot be read from one file; give a diffusers folder")
+        if remote and file:
+            folder = pretrained.download_configuration(name, **hub)
+        elif remote:
+            safe = dict(variant=variant, use_safetensors=True)
+            folder = Path(pipeline_class.download(name, **hub, **safe, **options))
         pretrained.check_components(folder, index, absent, weights=file is None)
         if file:
             pipeline = pipeline_class.from_single_file(str(file), config=str(folder), dtype=dtype, **options)
