@@ -18,6 +18,7 @@ from omegaconf.errors import OmegaConfBaseException
 from ph2p.errors import UserError
 
 PACKAGE = Path(__file__).resolve().parent
+DTYPES = ("float32", "bfloat16", "float16")
 
 
 @dataclass
@@ -92,12 +93,23 @@ class GeneratorConfig:
     """Which text-to-image model, and how it paints."""
 
     name: str = MISSING  # a label; `path` says which model it is
-    path: str = MISSING  # a diffusers folder or a hub id
+    path: str = MISSING  # a diffusers folder, a hub id or a single .safetensors checkpoint
+    config: str | None = None  # of a single checkpoint: folder or hub id with its configuration; null: guess the hub id
     scorer: str = MISSING  # a CLIP model's folder
     revision: str | None = None  # branch, tag or commit on the hub; null: the newest
     variant: str | None = None  # of the weight files, such as "fp16"
     cache_dir: str | None = None  # where downloads are kept; null: the hub's own cache
     local_files_only: bool = False  # true: never download
+    omit: list[str] = field(default_factory=list)  # components to do without: [text_encoder_3] is SD 3 without T5
+    lora: str | None = None  # LoRA weights: a .safetensors file, a folder or a hub id
+    lora_scale: float = 1.0  # how much of them
+    image_size: int | None = None  # height = width in pixels; null: the model's own
+    clip_skip: int | None = None  # CLIP layers passed over at the end, as in diffusers; null: the model's own
+    dtype: str = "float32"  # of the frozen parts: float32, bfloat16 or float16; VAE, latents and losses stay float32
+    offload: bool = False  # VAE and encoders without a gradient wait on the CPU while they are not needed
+    vae_tiling: bool = False  # large pictures go through the VAE in tiles
+    gradient_checkpointing: bool = False  # less memory for the denoiser, a third more time
+    compile: bool = False  # torch.compile the denoiser: minutes at the start, faster then
     blocklist: str | None = None  # file of words that never appear in a prompt, one a line
     allowlist: str | None = None  # file of the only words that may appear
     steps: int = 30  # denoising steps of the pictures on the results page
@@ -241,10 +253,15 @@ def validate(cfg: DictConfig) -> None:
         window = OmegaConf.select(cfg, key)
         if len(window) != 2 or not 0 <= window[0] < window[1]:
             raise UserError(f"{key}={window}: give [first, last) with 0 <= first < last")
-    for key, choices in {"method.objective": ("denoising", "clip"), "resume": ("auto", "force")}.items():
+    known = {"generator.dtype": DTYPES, "method.objective": ("denoising", "clip"), "resume": ("auto", "force")}
+    for key, choices in known.items():
         value = OmegaConf.select(cfg, key)
         if value not in choices:
             raise UserError(f"{key}={value}: choose one of {', '.join(choices)}")
+    for key, least in {"generator.image_size": 8, "generator.clip_skip": 0}.items():
+        value = OmegaConf.select(cfg, key)
+        if value is not None and value < least:
+            raise UserError(f"{key}={value}: give a whole number of at least {least}, or null")
     if not 0 <= cfg.seed < 2**62:
         raise UserError(f"seed={cfg.seed}: give a whole number in [0, 2**62)")
     if not cfg.name or "/" in cfg.name or cfg.name in (".", ".."):

@@ -18,7 +18,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 from ph2p.config import load_config
 from ph2p.data import Target, TargetError, Targets, from_pil, load_image
 from ph2p.errors import UserError
-from ph2p.generators import load_generator
+from ph2p.generators import LOADING, load_generator
 from ph2p.inverter import Inversion, Inverter, as_record
 from ph2p.report import read_results, summary_table, write_report
 from ph2p.results import ResultsFolder
@@ -67,8 +67,9 @@ def load_inverter(cfg: DictConfig) -> Inverter:
     words = {key: read_words(generator[key]) if generator[key] else None for key in ("blocklist", "allowlist")}
     if words["allowlist"] == []:
         raise UserError(f"generator.allowlist={generator.allowlist}: names no word; list one a line")
-    hub = {key: generator[key] for key in ("revision", "variant", "cache_dir", "local_files_only")}
-    loaded = load_generator(generator.path, device=device, **hub, **words)
+    options = {key: generator[key] for key in LOADING} | {"dtype": getattr(torch, generator.dtype)}
+    loaded = load_generator(generator.path, device=device, **options, **words)
+    loaded.check_guidance(generator.guidance_rescale)
     key, length = "prompt_length", cfg.method.prompt_length
     if cfg.method.init != "random":
         key, length = "init", len(loaded.vocabulary.encode(cfg.method.init))

@@ -23,24 +23,32 @@ class Frozen(nn.Module):
 
 
 def frame_prompt(tokenizer: PreTrainedTokenizerBase, token_ids: Tensor, length: int) -> Tensor:
-    """[BOS, prompt, EOS, PAD...]: (B, length) long of (B, M) ids.
+    """[BOS, prompt, EOS, PAD...]: (B, length) long of (B, M) ids; T5 has no BOS.
 
     Raises:
         UserError: the prompt does not fit.
     """
     batch, count = token_ids.shape
-    if count > length - 2:
-        raise UserError(f"prompt: {count} tokens, but this model reads at most {length - 2}; use fewer")
+    start = prompt_start(tokenizer)
+    room = length - start - 1
+    if count > room:
+        raise UserError(f"prompt: {count} tokens, but this model reads at most {room}; use fewer")
     framed = token_ids.new_full((batch, length), tokenizer.pad_token_id)
-    framed[:, 0] = tokenizer.bos_token_id
-    framed[:, 1 : count + 1] = token_ids
-    framed[:, count + 1] = tokenizer.eos_token_id
+    if start:
+        framed[:, 0] = tokenizer.bos_token_id
+    framed[:, start : start + count] = token_ids
+    framed[:, start + count] = tokenizer.eos_token_id
     return framed
 
 
+def prompt_start(tokenizer: PreTrainedTokenizerBase) -> int:
+    """The position of a prompt's first token: 1 after the begin of text, 0 where there is none (T5)."""
+    return 0 if tokenizer.bos_token_id is None else 1
+
+
 @contextmanager
-def soft_prompt(layer: nn.Module, embeddings: Tensor | None) -> Iterator[None]:
-    """While inside, a token-embedding layer yields `embeddings` (B, M, D) at positions 1..M; None: as ever.
+def soft_prompt(layer: nn.Module, embeddings: Tensor | None, start: int = 1) -> Iterator[None]:
+    """While inside, a token-embedding layer yields `embeddings` (B, M, D) from position `start` on; None: as ever.
 
     A forward hook, because CLIPTextModel takes no embeddings; the ids stay, which mark the end of text.
     """
@@ -49,14 +57,23 @@ def soft_prompt(layer: nn.Module, embeddings: Tensor | None) -> Iterator[None]:
         return
 
     def replace(module: nn.Module, args: tuple, output: Tensor) -> Tensor:
-        end = 1 + embeddings.shape[1]
-        return torch.cat([output[:, :1], embeddings.to(output), output[:, end:]], dim=1)
+        end = start + embeddings.shape[1]
+        return torch.cat([output[:, :start], embeddings.to(output), output[:, end:]], dim=1)
 
     handle = layer.register_forward_hook(replace)
     try:
         yield
     finally:
         handle.remove()
+
+
+def scale_gradient(values: Tensor, factor: float) -> Tensor:
+    """The same values with `factor` times their gradient: half precision would lose the small ones."""
+    if factor == 1 or not values.requires_grad:
+        return values
+    values = values.view_as(values)
+    values.register_hook(lambda gradient: gradient * factor)
+    return values
 
 
 def context_length(tokenizer: PreTrainedTokenizerBase, positions: int) -> int:

@@ -18,6 +18,8 @@ from ph2p.errors import UserError
 HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")  # not ./model, ../model or /model
 TOKENIZER_FILES = ({"tokenizer.json"}, {"vocab.json", "merges.txt"}, {"spiece.model"}, {"tokenizer.model"})
 PICKLES = ("*.bin", "*.ckpt", "*.pt", "*.pth")
+CONFIGURATION = ["*.json", "*.txt", "*.model"]  # in subfolders too
+UNSAFE = "pickled weights are unsafe; convert or download them as safetensors"
 HUB_TROUBLE: tuple[tuple[type[Exception], str], ...] = (  # the first that fits: some are kinds of later ones
     (hub.GatedRepoError, "the model is gated; accept its licence on the hub and set HF_TOKEN"),
     (hub.RepositoryNotFoundError, "neither a folder nor a model on the hub; check the name, or set HF_TOKEN"),
@@ -36,10 +38,26 @@ def download_file(hub_id: str, file: str, **options: Any) -> Path:
     Raises:
         UserError: not a hub id, or the hub does not give the file.
     """
+    with _plain_hub_errors(hub_id, file):
+        return Path(huggingface_hub.hf_hub_download(hub_id, file, **options))
+
+
+def download_configuration(hub_id: str, **options: Any) -> Path:
+    """The folder of a model on the hub without its weights: configurations and tokenizers.
+
+    Raises:
+        UserError: not a hub id, or the hub does not give them.
+    """
+    with _plain_hub_errors(hub_id, "model_index.json"), no_progress_bars():
+        return Path(huggingface_hub.snapshot_download(hub_id, allow_patterns=CONFIGURATION, **options))
+
+
+@contextmanager
+def _plain_hub_errors(hub_id: str, file: str) -> Iterator[None]:
     if not HUB_ID.fullmatch(hub_id):
         raise UserError(f"{hub_id}: no such folder; give an existing one or a hub id such as owner/model")
     try:
-        return Path(huggingface_hub.hf_hub_download(hub_id, file, **options))
+        yield
     except (hub.HfHubHTTPError, OSError, ValueError) as error:
         for kind, message in HUB_TROUBLE:
             if isinstance(error, kind):
@@ -64,8 +82,8 @@ def read_json(path: Path, mend: str) -> dict[str, Any]:
     return content
 
 
-def check_components(folder: Path, index: dict[str, Any], skipped: tuple[str, ...]) -> None:
-    """Every component that `model_index.json` names has its files.
+def check_components(folder: Path, index: dict[str, Any], skipped: tuple[str, ...], weights: bool = True) -> None:
+    """Every component that `model_index.json` names has its files; without `weights`, but for those.
 
     Raises:
         UserError: a folder is missing, or without safetensors or a tokenizer's tables.
@@ -76,7 +94,7 @@ def check_components(folder: Path, index: dict[str, Any], skipped: tuple[str, ..
         part = folder / name
         if not part.is_dir() or not _names(part):
             raise UserError(f"{part}: the component is missing; copy or download the whole pipeline")
-        if (part / "config.json").exists():
+        if weights and (part / "config.json").exists():
             check_weights(part)
         # Without its tables transformers builds a tokenizer of two tokens and says nothing.
         if name.startswith("tokenizer") and not any(files <= _names(part) for files in TOKENIZER_FILES):
@@ -92,8 +110,20 @@ def check_weights(folder: Path) -> None:
     if any(folder.glob("*.safetensors")):
         return
     if any(any(folder.glob(pattern)) for pattern in PICKLES):
-        raise UserError(f"{folder}: only pickled weights, which are unsafe; convert or download them as safetensors")
+        raise UserError(f"{folder}: only pickled weights, and {UNSAFE}")
     raise UserError(f"{folder}: no .safetensors file; copy or download the whole model")
+
+
+def check_safe(file: Path) -> None:
+    """A file of weights is no pickle.
+
+    Raises:
+        UserError: its name does not end in .safetensors.
+    """
+    if any(file.match(pattern) for pattern in PICKLES):
+        raise UserError(f"{file}: {UNSAFE}")
+    if file.suffix != ".safetensors":
+        raise UserError(f"{file}: no .safetensors file; give one, or the folder of a model")
 
 
 def check_complete(pipeline: diffusers.DiffusionPipeline) -> None:
@@ -118,14 +148,14 @@ def import_pipeline(name: str) -> type[diffusers.DiffusionPipeline]:
 
 
 @contextmanager
-def plain_errors(name: str) -> Iterator[None]:
+def plain_errors(name: str, mend: str = "copy or download it again") -> Iterator[None]:
     """Whatever goes wrong while loading becomes one line: damaged files raise errors of any kind."""
     try:
         yield
     except UserError:
         raise
     except Exception as error:
-        raise UserError(f"{name}: cannot be loaded ({first_line(error)}); copy or download it again") from error
+        raise UserError(f"{name}: cannot be loaded ({first_line(error)}); {mend}") from error
 
 
 @contextmanager

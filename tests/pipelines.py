@@ -5,8 +5,34 @@ import json
 from pathlib import Path
 
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
-from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+from diffusers import (
+    AutoencoderKL,
+    DDIMScheduler,
+    DiffusionPipeline,
+    DPMSolverMultistepScheduler,
+    EulerDiscreteScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    FluxPipeline,
+    FluxTransformer2DModel,
+    PixArtSigmaPipeline,
+    PixArtTransformer2DModel,
+    SD3Transformer2DModel,
+    StableDiffusion3Pipeline,
+    StableDiffusionPipeline,
+    StableDiffusionXLPipeline,
+    UNet2DConditionModel,
+)
+from transformers import (
+    CLIPConfig,
+    CLIPModel,
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTextModelWithProjection,
+    CLIPTokenizer,
+    T5Config,
+    T5EncoderModel,
+    T5Tokenizer,
+)
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 WORDS = ["a", "red", "green", "blue", "square", "circle", "above", "below", "small", "dog", "dogs", "café"]
@@ -58,6 +84,17 @@ def character_of(byte: int) -> str:
     return chr(256 + [b for b in range(256) if b not in printable].index(byte))
 
 
+def save_t5_tokenizer(folder: Path) -> T5Tokenizer:
+    """A T5 unigram tokenizer of letters and `WORDS`, some of them capitalised, as tokenizer.json."""
+    letters = sorted({letter for word in WORDS for letter in word} | set("RD"))
+    words = [*WORDS, "Red", "Dog"]
+    pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", -20.0), ("▁", -5.0)]
+    pieces += [(f"▁{word}", -2.0 - 0.01 * k) for k, word in enumerate(words) if len(word) > 1]
+    pieces += [("▁a", -2.5), ("dog", -3.0), *((letter, -10.0) for letter in letters)]
+    T5Tokenizer(vocab=pieces, extra_ids=3).save_pretrained(folder)
+    return T5Tokenizer.from_pretrained(folder)
+
+
 def text_config(tokenizer: CLIPTokenizer) -> dict:
     return dict(
         vocab_size=len(tokenizer),
@@ -77,7 +114,7 @@ def save_pipeline(folder: Path, *, pad_token: str = EOS, scheduler=DDIMScheduler
     """A StableDiffusionPipeline folder: 16-pixel images, 4x8x8 latents, L = 12, D = 16."""
     torch.manual_seed(0)
     tokenizer = save_tokenizer(folder.parent / f"{folder.name}-tokenizer", pad_token)
-    options = dict(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012, steps_offset=1)
+    options = dict(SD_SCHEDULE)
     if "clip_sample" in inspect.signature(scheduler).parameters:
         options["clip_sample"] = False  # else StableDiffusionPipeline warns and changes it
     StableDiffusionPipeline(
@@ -112,7 +149,7 @@ def save_clip(folder: Path) -> Path:
     return folder
 
 
-def _vae() -> AutoencoderKL:
+def _vae(**options) -> AutoencoderKL:
     return AutoencoderKL(
         block_out_channels=(8, 8),
         norm_num_groups=4,
@@ -122,11 +159,12 @@ def _vae() -> AutoencoderKL:
         latent_channels=4,
         sample_size=16,
         scaling_factor=0.7,
+        **options,
     )
 
 
-def _unet() -> UNet2DConditionModel:
-    return UNet2DConditionModel(
+def _unet(**options) -> UNet2DConditionModel:
+    config = dict(
         sample_size=8,
         in_channels=4,
         out_channels=4,
@@ -138,3 +176,159 @@ def _unet() -> UNet2DConditionModel:
         cross_attention_dim=16,
         attention_head_dim=4,
     )
+    return UNet2DConditionModel(**config | options)
+
+
+# --- families ----------------------------------------------------------------------------------------------------
+
+
+def save_family(folder: Path, name: str) -> Path:
+    """A pipeline folder of a family: 16-pixel images (FLUX.1 names no size), 4x8x8 latents, D_1 = 16, T5 D = 32."""
+    torch.manual_seed(0)
+    parts = folder.parent / f"{folder.name}-parts"
+    FAMILY_BUILDERS[name](parts).save_pretrained(folder)
+    return folder
+
+
+def stable_diffusion_2(parts: Path) -> DiffusionPipeline:
+    """As SD 2.1: v-prediction, GELU, padding with "!", more attention heads in deeper blocks."""
+    tokenizer = save_tokenizer(parts / "tokenizer", pad_token="!")
+    encoder = CLIPTextModel(CLIPTextConfig(**text_config(tokenizer) | dict(hidden_act="gelu", num_hidden_layers=3)))
+    return StableDiffusionPipeline(
+        tokenizer=tokenizer,
+        text_encoder=encoder,
+        vae=_vae(),
+        unet=_unet(attention_head_dim=(2, 4), use_linear_projection=True),
+        scheduler=DDIMScheduler(**SD_SCHEDULE, prediction_type="v_prediction", clip_sample=False),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+
+
+def stable_diffusion_xl(parts: Path) -> DiffusionPipeline:
+    unet = _unet(
+        cross_attention_dim=16 + 12,
+        use_linear_projection=True,
+        addition_embed_type="text_time",
+        addition_time_embed_dim=8,
+        projection_class_embeddings_input_dim=6 * 8 + 8,
+    )
+    return StableDiffusionXLPipeline(
+        **_clip_pair(parts, CLIPTextModel),
+        vae=_vae(),
+        unet=unet,
+        scheduler=EulerDiscreteScheduler(**SD_SCHEDULE),
+        add_watermarker=False,
+    )
+
+
+def stable_diffusion_3(parts: Path) -> DiffusionPipeline:
+    tokenizer = save_t5_tokenizer(parts / "t5")
+    transformer = SD3Transformer2DModel(
+        sample_size=8,
+        patch_size=2,
+        in_channels=4,
+        out_channels=4,
+        num_layers=2,
+        attention_head_dim=8,
+        num_attention_heads=2,
+        joint_attention_dim=32,
+        caption_projection_dim=16,
+        pooled_projection_dim=16,
+        pos_embed_max_size=8,
+    )
+    return StableDiffusion3Pipeline(
+        **_clip_pair(parts, CLIPTextModelWithProjection),
+        tokenizer_3=tokenizer,
+        text_encoder_3=_t5(tokenizer),
+        vae=_vae(shift_factor=0.3, use_quant_conv=False, use_post_quant_conv=False),
+        transformer=transformer,
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
+    )
+
+
+def flux(parts: Path, guidance_embeds: bool = True) -> DiffusionPipeline:
+    clip, tokenizer = save_tokenizer(parts / "clip"), save_t5_tokenizer(parts / "t5")
+    transformer = FluxTransformer2DModel(
+        in_channels=16,
+        num_layers=1,
+        num_single_layers=1,
+        attention_head_dim=8,
+        num_attention_heads=2,
+        joint_attention_dim=32,
+        pooled_projection_dim=16,
+        guidance_embeds=guidance_embeds,
+        axes_dims_rope=(2, 2, 4),
+    )
+    return FluxPipeline(
+        tokenizer=clip,
+        text_encoder=CLIPTextModel(CLIPTextConfig(**text_config(clip))),
+        tokenizer_2=tokenizer,
+        text_encoder_2=_t5(tokenizer),
+        vae=_vae(shift_factor=0.3, use_quant_conv=False, use_post_quant_conv=False),
+        transformer=transformer,
+        scheduler=FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=guidance_embeds),
+    )
+
+
+def flux_schnell(parts: Path) -> DiffusionPipeline:
+    return flux(parts, guidance_embeds=False)
+
+
+def pixart(parts: Path) -> DiffusionPipeline:
+    tokenizer = save_t5_tokenizer(parts / "t5")
+    transformer = PixArtTransformer2DModel(
+        num_attention_heads=2,
+        attention_head_dim=8,
+        cross_attention_dim=16,
+        in_channels=4,
+        out_channels=8,
+        num_layers=1,
+        sample_size=8,
+        caption_channels=32,
+    )
+    return PixArtSigmaPipeline(
+        tokenizer=tokenizer,
+        text_encoder=_t5(tokenizer),
+        vae=_vae(),
+        transformer=transformer,
+        scheduler=DPMSolverMultistepScheduler(beta_start=0.0001, beta_end=0.02, beta_schedule="linear"),
+    )
+
+
+def _clip_pair(parts: Path, first_class: type) -> dict:
+    """Two text encoders over one vocabulary, of widths 16 and 12; their tokenizers pad differently, as SDXL's do."""
+    first, second = save_tokenizer(parts / "first"), save_tokenizer(parts / "second", pad_token="!")
+    config = text_config(second) | dict(hidden_size=12, hidden_act="gelu")
+    return dict(
+        tokenizer=first,
+        text_encoder=first_class(CLIPTextConfig(**text_config(first))),
+        tokenizer_2=second,
+        text_encoder_2=CLIPTextModelWithProjection(CLIPTextConfig(**config)),
+    )
+
+
+def _t5(tokenizer: T5Tokenizer) -> T5EncoderModel:
+    config = T5Config(
+        vocab_size=len(tokenizer) + 5,  # T5's table has more rows than its tokenizer has tokens
+        d_model=32,
+        d_kv=8,
+        d_ff=24,
+        num_layers=2,
+        num_heads=2,
+        feed_forward_proj="gated-gelu",
+        tie_word_embeddings=False,
+    )
+    return T5EncoderModel(config)
+
+
+SD_SCHEDULE = dict(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012, steps_offset=1)
+FAMILY_BUILDERS = dict(
+    sd2=stable_diffusion_2,
+    sdxl=stable_diffusion_xl,
+    sd3=stable_diffusion_3,
+    flux=flux,
+    flux_schnell=flux_schnell,
+    pixart=pixart,
+)

@@ -64,8 +64,8 @@ def test_the_recipe_writes_a_folder_that_loads(tmp_path: Path) -> None:
     pretrain.pretrain(pretrain.parse([*folders, "--scenes=300", *steps, *stages]))
 
     generator = load_generator(tmp_path / "weights", allowlist=(tmp_path / "weights" / "words.txt").read_text().split())
-    assert generator.prediction_type == "v_prediction"
-    assert generator.alphas_cumprod[-1] < 1e-6  # pure noise at the end
+    assert generator.schedule.prediction_type == "v_prediction"
+    assert generator.schedule.alphas_cumprod[-1] < 1e-6  # pure noise at the end
     assert generator.latent_shape == (20, 8, 8)
     words = {
         word for group in (world.SHAPES, world.COLOUR_WORDS, world.SIZES) for names in group.values() for word in names

@@ -1,0 +1,178 @@
+"""Loading a generator: a diffusers folder, a hub id or a single file, LoRA weights, and how it uses memory."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import torch
+
+from ph2p import pretrained
+from ph2p.errors import UserError
+from ph2p.generators.base import Generator
+from ph2p.generators.families import FAMILIES
+
+INDEX = diffusers.DiffusionPipeline.config_name  # model_index.json
+LOADING = (  # arguments of `load_generator` that are keys of the configuration's `generator`, by the same names
+    "config",
+    "omit",
+    "lora",
+    "lora_scale",
+    "image_size",
+    "clip_skip",
+    "offload",
+    "vae_tiling",
+    "gradient_checkpointing",
+    "compile",
+    "revision",
+    "variant",
+    "cache_dir",
+    "local_files_only",
+)
+WHOLE = "give a checkpoint of the whole pipeline, and as generator.config the folder that it belongs to"
+
+
+def load_generator(
+    path_or_hub_id: str | Path,
+    *,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype = torch.float32,
+    image_size: int | None = None,
+    clip_skip: int | None = None,
+    config: str | Path | None = None,
+    omit: Sequence[str] = (),
+    lora: str | Path | None = None,
+    lora_scale: float = 1.0,
+    offload: bool = False,
+    vae_tiling: bool = False,
+    gradient_checkpointing: bool = False,
+    compile: bool = False,
+    local_files_only: bool = False,
+    revision: str | None = None,
+    variant: str | None = None,
+    cache_dir: str | Path | None = None,
+    **words: Any,
+) -> Generator:
+    """A pipeline from a diffusers folder, the Hugging Face hub or a single checkpoint file.
+
+    The class in `model_index.json` picks the family; weights are read from safetensors alone.
+
+    Args:
+        dtype: of the frozen parts but the VAE, which stays in float32 at least: it encodes a target once.
+        image_size, clip_skip: see `Generator`.
+        config: of a single file, a diffusers folder or hub id with the configuration; None: what the file looks like.
+        omit: components to leave out, where the family can do without.
+        lora: a file, folder or hub id with LoRA weights, merged into the pipeline's times `lora_scale`.
+        offload: VAE and encoders without a gradient are on the device only while they work.
+        vae_tiling: large pictures go through the VAE in tiles.
+        gradient_checkpointing: the denoiser keeps less and computes more.
+        compile: the denoiser goes through torch.compile.
+        words: arguments of `Vocabulary`, such as `blocklist` and `allowlist`.
+
+    Raises:
+        UserError: no such folder or hub model, unknown pipeline class, missing, damaged or pickled files, or an
+            option that the family does not know.
+    """
+    name = str(path_or_hub_id)
+    place, file = Path(name).expanduser(), None
+    if place.is_file():
+        pretrained.check_safe(place)
+        file, name = place, str(config or _config_of(place))
+    hub = dict(local_files_only=local_files_only, revision=revision, cache_dir=cache_dir)
+    family, pipeline = _load_pipeline(name, file, tuple(omit), dtype, variant, hub)
+    if lora:
+        _merge_lora(pipeline, str(lora), lora_scale, hub)
+    words = {key: value for key, value in words.items() if value is not None}
+    generator = family(pipeline, words=words, image_size=image_size, clip_skip=clip_skip)
+    if vae_tiling:
+        pipeline.vae.enable_tiling()
+    if gradient_checkpointing:
+        generator.denoiser.enable_gradient_checkpointing()
+    if compile:
+        generator.denoiser.compile()
+    return generator.place(device, offload)
+
+
+def _load_pipeline(
+    name: str, file: Path | None, omit: tuple[str, ...], dtype: torch.dtype, variant: str | None, hub: dict[str, Any]
+) -> tuple[type[Generator], diffusers.DiffusionPipeline]:
+    """The pipeline of a folder or hub id `name`, with the weights of `file` if that is given."""
+    folder = Path(name).expanduser()
+    remote = not folder.exists()
+    index_file = pretrained.download_file(name, INDEX, **hub) if remote else folder / INDEX
+    index = pretrained.read_json(index_file, "give the folder of a diffusers pipeline")
+    family = _family(name, index)
+    absent = family.absent + _left_out(family, omit, None if remote else folder)
+    mend = WHOLE if file else "copy or download it again"
+    with pretrained.plain_errors(str(file or name), mend), pretrained.no_progress_bars():
+        pipeline_class = pretrained.import_pipeline(family.pipeline_class)
+        options: dict[str, Any] = dict.fromkeys(absent)
+        # The VAE's own precision matters once for each target, and float16 overflows in some of them.
+        vae_dtype = torch.promote_types(dtype, torch.float32)
+        if file and not hasattr(pipeline_class, "from_single_file"):
+            raise UserError(f"{file}: {family.pipeline_class} cannot be read from one file; give a diffusers folder")
+        if remote and file:
+            folder = pretrained.download_configuration(name, **hub)
+        elif remote:
+            safe = dict(variant=variant, use_safetensors=True)
+            folder = Path(pipeline_class.download(name, **hub, **safe, **options))
+        pretrained.check_components(folder, index, absent, weights=file is None)
+        if file:
+            pipeline = pipeline_class.from_single_file(str(file), config=str(folder), dtype=dtype, **options)
+            if dtype != vae_dtype:
+                pipeline.vae.to(vae_dtype)
+        else:
+            if "safety_checker" in absent:
+                options["requires_safety_checker"] = False
+            dtypes = dict(default=dtype, vae=vae_dtype)
+            options |= dict(variant=variant, use_safetensors=True)
+            pipeline = pipeline_class.from_pretrained(folder, dtype=dtypes, **options)
+        pretrained.check_complete(pipeline)
+    return family, pipeline
+
+
+def _family(name: str, index: dict[str, Any]) -> type[Generator]:
+    family = FAMILIES.get(index.get("_class_name", ""))
+    if family is None:
+        known = ", ".join(sorted(FAMILIES))
+        raise UserError(f"{name}: pipelines of class {index.get('_class_name')} are not supported; known: {known}")
+    return family
+
+
+def _left_out(family: type[Generator], omit: tuple[str, ...], folder: Path | None) -> tuple[str, ...]:
+    """The optional components that the user does not want or the folder does not have: all of them, or none."""
+    if not set(omit) <= set(family.optional):
+        may = f"may be left out: {', '.join(family.optional)}" if family.optional else "nothing may be left out"
+        raise UserError(f"generator.omit={list(omit)}: of {family.pipeline_class} {may}")
+    missing = folder is not None and any(not (folder / name).is_dir() for name in family.optional)
+    return family.optional if omit or missing else ()
+
+
+def _config_of(file: Path) -> str:
+    """The hub id of the pipeline whose weights a single file looks like."""
+    from diffusers.loaders.single_file_utils import fetch_diffusers_config, load_single_file_checkpoint
+
+    with pretrained.plain_errors(str(file), WHOLE):
+        return fetch_diffusers_config(load_single_file_checkpoint(str(file)))["pretrained_model_name_or_path"]
+
+
+def _merge_lora(pipeline: diffusers.DiffusionPipeline, lora: str, scale: float, hub: dict[str, Any]) -> None:
+    """Add LoRA weights, times `scale`, to the weights that they belong to (arXiv 2106.09685, section 4.1)."""
+    if not hasattr(pipeline, "load_lora_weights"):
+        raise UserError(f"generator.lora={lora}: {type(pipeline).__name__} takes no LoRA weights; leave it out")
+    if not diffusers.utils.is_peft_available():
+        raise UserError("generator.lora: the package peft is missing; pip install 'ph2p[lora]'")
+    place, options = Path(lora).expanduser(), {}
+    if place.is_file():
+        pretrained.check_safe(place)
+        place, options = place.parent, dict(weight_name=place.name)
+    elif place.is_dir():
+        pretrained.check_weights(place)
+    else:
+        if not pretrained.HUB_ID.fullmatch(lora):
+            raise UserError(f"generator.lora={lora}: no such file or folder; give an existing one or a hub id")
+        options = hub
+    with pretrained.plain_errors(lora, "give LoRA weights of this model"):
+        pipeline.load_lora_weights(str(place) if place.exists() else lora, use_safetensors=True, **options)
+        pipeline.fuse_lora(lora_scale=scale)
+        pipeline.unload_lora_weights()
