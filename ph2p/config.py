@@ -88,6 +88,42 @@ class WorldConfig(DataConfig):
 
 
 @dataclass
+class SampleConfig(DataConfig):
+    """A data set of which a part may be taken."""
+
+    count: int | None = None  # images; null: all
+    seed: int = 0  # of the sample, 0 or greater; the run's own is the top-level `seed`
+
+
+@dataclass
+class CocoConfig(SampleConfig):
+    """Microsoft COCO; its captions become references."""
+
+    root: str = MISSING  # the folder that holds val2017/ and annotations/
+    split: str = "val2017"  # or train2017
+
+
+@dataclass
+class CaptionedConfig(SampleConfig):
+    """Pictures and captions of any kind; the captions become references."""
+
+    root: str = MISSING  # the folder that the other paths start from
+    captions: str = MISSING  # a .csv, .tsv or .jsonl file, or a folder of text files named like the pictures
+    images: str = "."  # the folder that the file names in `captions` start from
+    file_key: str = "file_name"  # column or key of the file name
+    caption_key: str = "caption"  # column or key of the caption
+    delimiter: str = ","  # between the columns of a .csv, one character
+
+
+@dataclass
+class ShardsConfig(SampleConfig):
+    """Tar shards in the layout of WebDataset; the captions become references."""
+
+    shards: str = MISSING  # a path with {000..009}, {a,b}, * or ? in it
+    caption_key: str = "caption"  # of a .json; a .txt goes before
+
+
+@dataclass
 class GeneratorConfig:
     """Which text-to-image model, and how it paints."""
 
@@ -180,6 +216,9 @@ def register() -> None:
     store.store("schema", Config)
     store.store("folder_schema", FolderConfig, group="data")
     store.store("world_schema", WorldConfig, group="data")
+    store.store("coco_schema", CocoConfig, group="data")
+    store.store("captioned_schema", CaptionedConfig, group="data")
+    store.store("shards_schema", ShardsConfig, group="data")
     store.store("schema", GeneratorConfig, group="generator")
     store.store("schema", MethodConfig, group="method")
 
@@ -241,6 +280,9 @@ def validate(cfg: DictConfig) -> None:
         window = OmegaConf.select(cfg, key)
         if len(window) != 2 or not 0 <= window[0] < window[1]:
             raise UserError(f"{key}={window}: give [first, last) with 0 <= first < last")
+    delimiter = OmegaConf.select(cfg, "data.delimiter", default=",")
+    if len(delimiter) != 1:
+        raise UserError(f"data.delimiter={delimiter}: give one character")
     for key, choices in {"method.objective": ("denoising", "clip"), "resume": ("auto", "force")}.items():
         value = OmegaConf.select(cfg, key)
         if value not in choices:
