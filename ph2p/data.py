@@ -245,7 +245,7 @@ class Draws:
     timesteps: Tensor
     noise: Tensor
 
-    def __getitem__(self, rows: Tensor | slice) -> "Draws":
+    def __getitem__(self, rows: Tensor | slice | tuple) -> "Draws":
         return Draws(self.timesteps[rows], self.noise[rows])
 
     def to(self, device: torch.device | str) -> "Draws":
