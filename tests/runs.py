@@ -18,11 +18,14 @@ from ph2p import engine, stopping
 from ph2p.config import load_config
 from ph2p.report import read_results
 
+QUICK = [
+    *("debug=quick", "data=folder", "data.batch_size=2", "trainer=cpu", "evaluation.draws=2", "generator.steps=1"),
+    *("method.prompt_length=3", "method.draws=1", "method.selection.steps=1", "method.selection.draws=2"),
+    *("method.selection.finalists=1",),
+]
 SMALL = [
-    *("debug=quick", "data=folder", "data.batch_size=2", "trainer=cpu", "evaluation.draws=2"),
-    *("method.budget=90", "method.prompt_length=3", "method.draws=1", "method.optimizer.max_eval=4"),
-    *("method.search.draws=1", "method.search.share=0.4", "method.search.swaps=6", "method.selection.steps=1", "method.selection.draws=2"),
-    *("method.selection.finalists=1", "generator.steps=1"),
+    *(*QUICK, "method.budget=90", "method.optimizer.max_eval=4"),
+    *("method.search.draws=1", "method.search.share=0.4", "method.search.swaps=6"),
 ]
 
 

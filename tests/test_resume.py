@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from runs import SMALL, Runner, found, kill_after, lines, make_pictures
+from runs import QUICK, SMALL, Runner, found, kill_after, lines, make_pictures
 
 from ph2p import engine, inverter
 from ph2p.checkpoint import BatchCheckpoint
@@ -121,10 +121,10 @@ def test_a_kill_between_the_records_of_a_batch(place, runner, undisturbed):
 
 
 @pytest.mark.parametrize("method", ["soft", "pez_diffusion"])
-def test_sigterm_within_an_epoch(place, runner, method):
+def test_sigterm_within_an_epoch(place, runner, model_overrides, method):
     """AdamW's state and the position among the epoch's draws are in the checkpoint, and no step is repeated."""
-    words = [f"method={method}", "method.steps=5", "method.draws=1", "method.budget=60", "method.selection.shortlist=2"]
-    assert runner.run(*words, "name=whole") == 0
+    fixed = [f"output={place}/out", f"data.path={place}/pictures", "method.budget=60", "method.selection.shortlist=2"]
+    runner = Runner([*QUICK, *model_overrides, f"method={method}", "method.steps=5", *fixed])
 
     def counted(stop_at: int):
         def install():
@@ -141,15 +141,14 @@ def test_sigterm_within_an_epoch(place, runner, method):
 
         return install
 
-    assert runner.run(*words, f"name={method}", before=counted(0)) == 0
+    assert runner.run(f"name={method}", before=counted(0)) == 0
     steps = len((place / f"{method}-steps").read_bytes())
     (place / f"{method}-steps").unlink()
     for stop_at in (3, 4, 2):
-        assert runner.run(*words, f"name={method}-stopped", before=counted(stop_at)) == 143
-    assert runner.run(*words, f"name={method}-stopped", before=counted(0)) == 0
+        assert runner.run(f"name={method}-stopped", before=counted(stop_at)) == 143
+    assert runner.run(f"name={method}-stopped", before=counted(0)) == 0
     assert len((place / f"{method}-steps").read_bytes()) == steps
-    assert found(place / "out" / f"{method}-stopped") == found(place / "out" / "whole")
-    subprocess.run(["rm", "-r", str(place / "out" / "whole")], check=True)
+    assert found(place / "out" / f"{method}-stopped") == found(place / "out" / method)
 
 
 # --- the checkpoint -----------------------------------------------------------------------------------------------
