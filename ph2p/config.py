@@ -17,6 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from ph2p.errors import UserError
 
+PRECISIONS = ("32-true", "bf16-mixed", "bf16-true")  # of the frozen models
 PACKAGE = Path(__file__).resolve().parent
 
 
@@ -54,6 +55,8 @@ class MethodConfig:
     draws: int = 4  # N, drawn anew for every step of the optimiser
     steps: int = 1  # optimiser steps an epoch; the prompt is projected at the end of an epoch
     restarts: int = 1  # prompts an image, each from its own start, as extra rows of the batch
+    microbatch: Any = "auto"  # denoiser rows at once; auto: all, and half as many whenever memory runs out
+    gradient_checkpointing: bool = False  # of the denoiser: less memory for more time
     snap: bool = True  # the next epoch starts from the projected embeddings
     straight_through: bool = False  # project at every evaluation, gradient to the continuous prompt
     optimizer: Any = None  # constructor call of a torch optimiser (`_target_`); null: keep the start
@@ -68,6 +71,7 @@ class DataConfig:
     name: str = MISSING  # part of the default folder's name
     targets: Any = MISSING  # constructor call of a `ph2p.data.Targets` (`_target_`), without its image size
     batch_size: int = 8  # images optimised at once; changes speed and memory, not the results
+    shard: str = "0/1"  # i/n: only every n-th image from number i on, as for the task i of a job array
 
 
 @dataclass
@@ -164,6 +168,7 @@ class Config:
     name: str = MISSING  # results go to <output>/<name>
     output: str = "outputs"  # the folder of all runs
     resume: str = "auto"  # auto: refuse a folder whose configuration differs; force: continue all the same
+    ckpt_path: str | None = None  # a checkpoint from which the batch in it goes on, such as one of another folder
 
 
 @dataclass(frozen=True)
@@ -289,6 +294,10 @@ def validate(cfg: DictConfig) -> None:
             raise UserError(f"{key}={value}: choose one of {', '.join(choices)}")
     if not 0 <= cfg.seed < 2**62:
         raise UserError(f"seed={cfg.seed}: give a whole number in [0, 2**62)")
+    parse_shard(cfg.data.shard)
+    rows = cfg.method.microbatch
+    if rows != "auto" and (not isinstance(rows, int) or isinstance(rows, bool) or rows < 1):
+        raise UserError(f"method.microbatch={rows}: give auto or a whole number of at least 1")
     if not cfg.name or "/" in cfg.name or cfg.name in (".", ".."):
         raise UserError(f"name={cfg.name}: give a folder name without slashes")
     _validate_trainer(cfg.trainer)
@@ -298,9 +307,25 @@ def validate(cfg: DictConfig) -> None:
 def _validate_trainer(trainer: DictConfig) -> None:
     """Leave to Lightning what it checks itself; refuse what the inverter decides or cannot do."""
     ours = {"max_epochs", "callbacks", "logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"}
+    ours |= {"strategy", "plugins", "use_distributed_sampler"}
     for key in sorted(ours & set(trainer)):
         raise UserError(f"trainer.{key}: leave it out; the run sets it itself")
-    if trainer.get("precision") not in (None, 32, "32", "32-true"):
-        raise UserError(f"trainer.precision={trainer.precision}: the prompt and its optimiser need float32")
-    if trainer.get("devices") not in (1, "1"):
-        raise UserError(f"trainer.devices={trainer.get('devices')}: give 1; several devices are not supported yet")
+    precision = str(trainer.get("precision"))
+    if precision.startswith(("16", "fp16", "half")):
+        raise UserError(
+            f"trainer.precision={precision}: float16 gradients underflow, and loss scaling hides the losses from the "
+            "line search; give bf16-mixed, bf16-true or 32-true"
+        )
+    if precision not in PRECISIONS:
+        raise UserError(f"trainer.precision={precision}: choose one of {', '.join(PRECISIONS)}")
+    nodes = trainer.get("num_nodes", 1)
+    if not isinstance(nodes, int) or nodes < 1:
+        raise UserError(f"trainer.num_nodes={nodes}: give a whole number of at least 1")
+
+
+def parse_shard(text: str) -> tuple[int, int]:
+    """(i, n) of "i/n"; raises UserError unless 0 <= i < n."""
+    index, _, number = text.partition("/")
+    if not (index.isdecimal() and number.isdecimal() and int(index) < int(number)):
+        raise UserError(f"data.shard={text}: give i/n with 0 <= i < n, such as 0/4 to 3/4")
+    return int(index), int(number)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from ph2p import pretrained
 from ph2p.errors import UserError
 from ph2p.frozen import Frozen, at_least_float32, context_length, frame_prompt, soft_prompt
+from ph2p.memory import MicroBatch
 from ph2p.vocabulary import Vocabulary
 
 INDEX = diffusers.DiffusionPipeline.config_name  # model_index.json
@@ -37,6 +38,7 @@ class Generator(Frozen):
         super().__init__()
         self.pipeline = pipeline
         self.vocabulary = vocabulary
+        self.microbatch = MicroBatch()  # rows that this model takes at once on its device
         modules = {name: part for name, part in pipeline.components.items() if isinstance(part, nn.Module)}
         self.components = nn.ModuleDict(modules)  # moves the pipeline together with this module
         config = pipeline.scheduler.config
