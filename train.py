@@ -1,8 +1,15 @@
 """Find the prompts of images: `python train.py data=folder data.path=my_images`; `--help` shows every key."""
 
+from ph2p.stopping import listen
+
+listen()  # before the slow imports: a signal to stop that comes first would kill, and nobody would requeue the job
+
+# ruff: noqa: E402
 import sys
 
 import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from ph2p.config import check, config_dir, load_config, register
@@ -17,7 +24,11 @@ def with_hydra(cfg: DictConfig) -> None:
     from ph2p.engine import run
 
     try:
-        codes.append(run(check(cfg)))
+        check(cfg)
+        if HydraConfig.get().mode == RunMode.MULTIRUN and cfg.trainer.get("devices") not in (1, "1"):
+            # Each rank that Lightning starts would run the whole sweep again.
+            raise UserError(f"trainer.devices={cfg.trainer.devices}: a sweep (-m) takes one device a job; give 1")
+        codes.append(run(cfg))
     except UserError as error:  # the jobs after this one run all the same
         codes.append(complain(error))
 
@@ -35,7 +46,10 @@ def interrupted(error: BaseException | None) -> bool:
 
 
 def main(argv: list[str]) -> int:
-    """Run; returns 0, 1 when an image failed, 2 when the configuration or the model is at fault, 130 on Ctrl-C."""
+    """Run; returns the exit code.
+
+    0: all is well; 1: an image failed; 2: configuration, model or disk are at fault; 130: Ctrl-C; 143: SIGTERM.
+    """
     register()
     codes.clear()
     try:

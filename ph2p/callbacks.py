@@ -1,11 +1,14 @@
-"""What happens at the end of an epoch: projection, the history of candidates, progress."""
+"""What happens at the end of an epoch: projection, the history of candidates, a checkpoint, progress."""
 
 from collections.abc import Callable
+from typing import Any
 
 import lightning as L
 import torch
 from torch import Tensor
 
+from ph2p import stopping
+from ph2p.checkpoint import BatchCheckpoint
 from ph2p.inversion import PromptInversion
 from ph2p.optim import BatchedLBFGS
 
@@ -50,19 +53,56 @@ class CandidateHistory(L.Callback):
         self.curve: list[Tensor] = []
 
     def on_train_start(self, trainer: L.Trainer, module: PromptInversion) -> None:
-        self.record_start(module)
+        if not self.token_ids:  # else the fit goes on from a checkpoint
+            self.record_start(module)
 
     def record_start(self, module: PromptInversion) -> None:
         """Note the tokens that the rows start from; all that there is to note where nothing is optimised."""
-        self.token_ids.append(module.token_ids.clone())
-        self.losses.append(torch.full_like(module.losses, torch.inf))
+        self._note(module.token_ids, torch.full_like(module.losses, torch.inf))
 
     def on_train_epoch_end(self, trainer: L.Trainer, module: PromptInversion) -> None:
         if self.snap or len(self.losses) == 1:
-            self.losses[-1] = module.first_losses.clone()
-        self.token_ids.append(module.token_ids.clone())
-        self.losses.append(torch.full_like(module.losses, torch.inf) if self.snap else module.losses.clone())
-        self.curve.append(module.losses.clone())
+            self.losses[-1] = module.first_losses.to("cpu", copy=True)
+        self._note(module.token_ids, torch.full_like(module.losses, torch.inf) if self.snap else module.losses)
+        self.curve.append(module.losses.to("cpu", copy=True))
+
+    def _note(self, token_ids: Tensor, losses: Tensor) -> None:
+        self.token_ids.append(token_ids.to("cpu", copy=True))
+        self.losses.append(losses.to("cpu", copy=True))
+
+    def state_dict(self) -> dict[str, Any]:
+        """For the checkpoint: all that was noted."""
+        return {"token_ids": self.token_ids, "losses": self.losses, "curve": self.curve}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take over what `state_dict` gave."""
+        self.token_ids, self.losses, self.curve = (list(state[key]) for key in ("token_ids", "losses", "curve"))
+
+
+class SaveProgress(L.Callback):
+    """Save the fit at the end of each epoch, and within one when told to stop; `Stopped` then ends it.
+
+    Must stand after the callbacks that project and note, so that their work is in the checkpoint.
+    """
+
+    def __init__(self, checkpoint: BatchCheckpoint, seconds: Callable[[], float]) -> None:
+        self.checkpoint, self.seconds = checkpoint, seconds
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, module: PromptInversion, outputs: Any, batch: Any, batch_index: int
+    ) -> None:
+        # After the last step the epoch's end saves: before it, the projection would be missing.
+        if stopping.requested() and batch_index + 1 < trainer.num_training_batches:
+            self._save(trainer)
+            stopping.check()
+
+    def on_train_epoch_end(self, trainer: L.Trainer, module: PromptInversion) -> None:
+        self._save(trainer)
+        stopping.check()
+
+    def _save(self, trainer: L.Trainer) -> None:
+        self.checkpoint.about["seconds"] = self.seconds()
+        trainer.save_checkpoint(self.checkpoint.path)
 
 
 class EpochProgress(L.Callback):

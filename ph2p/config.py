@@ -17,8 +17,8 @@ from omegaconf.errors import OmegaConfBaseException
 
 from ph2p.errors import UserError
 
+PRECISIONS = ("32-true", "bf16-mixed", "bf16-true")  # of the frozen models
 PACKAGE = Path(__file__).resolve().parent
-DTYPES = ("float32", "bfloat16", "float16")
 
 
 @dataclass
@@ -55,6 +55,7 @@ class MethodConfig:
     draws: int = 4  # N, drawn anew for every step of the optimiser
     steps: int = 1  # optimiser steps an epoch; the prompt is projected at the end of an epoch
     restarts: int = 1  # prompts an image, each from its own start, as extra rows of the batch
+    microbatch: Any = "auto"  # denoiser rows at once; auto: all, and half as many whenever memory runs out
     snap: bool = True  # the next epoch starts from the projected embeddings
     straight_through: bool = False  # project at every evaluation, gradient to the continuous prompt
     optimizer: Any = None  # constructor call of a torch optimiser (`_target_`); null: keep the start
@@ -69,6 +70,7 @@ class DataConfig:
     name: str = MISSING  # part of the default folder's name
     targets: Any = MISSING  # constructor call of a `ph2p.data.Targets` (`_target_`), without its image size
     batch_size: int = 8  # images optimised at once; changes speed and memory, not the results
+    shard: str = "0/1"  # i/n: only every n-th image from number i on, as for the task i of a job array
 
 
 @dataclass
@@ -89,6 +91,42 @@ class WorldConfig(DataConfig):
 
 
 @dataclass
+class SampleConfig(DataConfig):
+    """A data set of which a part may be taken."""
+
+    count: int | None = None  # images; null: all
+    seed: int = 0  # of the sample, 0 or greater; the run's own is the top-level `seed`
+
+
+@dataclass
+class CocoConfig(SampleConfig):
+    """Microsoft COCO; its captions become references."""
+
+    root: str = MISSING  # the folder that holds val2017/ and annotations/
+    split: str = "val2017"  # or train2017
+
+
+@dataclass
+class CaptionedConfig(SampleConfig):
+    """Pictures and captions of any kind; the captions become references."""
+
+    root: str = MISSING  # the folder that the other paths start from
+    captions: str = MISSING  # a .csv, .tsv or .jsonl file, or a folder of text files named like the pictures
+    images: str = "."  # the folder that the file names in `captions` start from
+    file_key: str = "file_name"  # column or key of the file name
+    caption_key: str = "caption"  # column or key of the caption
+    delimiter: str = ","  # between the columns of a .csv, one character
+
+
+@dataclass
+class ShardsConfig(SampleConfig):
+    """Tar shards in the layout of WebDataset; the captions become references."""
+
+    shards: str = MISSING  # a path with {000..009}, {a,b}, * or ? in it
+    caption_key: str = "caption"  # of a .json; a .txt goes before
+
+
+@dataclass
 class GeneratorConfig:
     """Which text-to-image model, and how it paints."""
 
@@ -105,7 +143,6 @@ class GeneratorConfig:
     lora_scale: float = 1.0  # how much of them
     image_size: int | None = None  # height = width in pixels; null: the model's own
     clip_skip: int | None = None  # CLIP layers passed over at the end, as in diffusers; null: the model's own
-    dtype: str = "float32"  # of the frozen parts: float32, bfloat16 or float16; VAE, latents and losses stay float32
     offload: bool = False  # VAE and encoders without a gradient wait on the CPU while they are not needed
     vae_tiling: bool = False  # large pictures go through the VAE in tiles
     gradient_checkpointing: bool = False  # less memory for the denoiser, a third more time
@@ -140,6 +177,7 @@ class Config:
     name: str = MISSING  # results go to <output>/<name>
     output: str = "outputs"  # the folder of all runs
     resume: str = "auto"  # auto: refuse a folder whose configuration differs; force: continue all the same
+    ckpt_path: str | None = None  # a checkpoint from which the batch in it goes on, such as one of another folder
 
 
 @dataclass(frozen=True)
@@ -192,6 +230,9 @@ def register() -> None:
     store.store("schema", Config)
     store.store("folder_schema", FolderConfig, group="data")
     store.store("world_schema", WorldConfig, group="data")
+    store.store("coco_schema", CocoConfig, group="data")
+    store.store("captioned_schema", CaptionedConfig, group="data")
+    store.store("shards_schema", ShardsConfig, group="data")
     store.store("schema", GeneratorConfig, group="generator")
     store.store("schema", MethodConfig, group="method")
 
@@ -253,8 +294,10 @@ def validate(cfg: DictConfig) -> None:
         window = OmegaConf.select(cfg, key)
         if len(window) != 2 or not 0 <= window[0] < window[1]:
             raise UserError(f"{key}={window}: give [first, last) with 0 <= first < last")
-    known = {"generator.dtype": DTYPES, "method.objective": ("denoising", "clip"), "resume": ("auto", "force")}
-    for key, choices in known.items():
+    delimiter = OmegaConf.select(cfg, "data.delimiter", default=",")
+    if len(delimiter) != 1:
+        raise UserError(f"data.delimiter={delimiter}: give one character")
+    for key, choices in {"method.objective": ("denoising", "clip"), "resume": ("auto", "force")}.items():
         value = OmegaConf.select(cfg, key)
         if value not in choices:
             raise UserError(f"{key}={value}: choose one of {', '.join(choices)}")
@@ -264,6 +307,10 @@ def validate(cfg: DictConfig) -> None:
             raise UserError(f"{key}={value}: give a whole number of at least {least}, or null")
     if not 0 <= cfg.seed < 2**62:
         raise UserError(f"seed={cfg.seed}: give a whole number in [0, 2**62)")
+    parse_shard(cfg.data.shard)
+    rows = cfg.method.microbatch
+    if rows != "auto" and (not isinstance(rows, int) or isinstance(rows, bool) or rows < 1):
+        raise UserError(f"method.microbatch={rows}: give auto or a whole number of at least 1")
     if not cfg.name or "/" in cfg.name or cfg.name in (".", ".."):
         raise UserError(f"name={cfg.name}: give a folder name without slashes")
     _validate_trainer(cfg.trainer)
@@ -273,9 +320,25 @@ def validate(cfg: DictConfig) -> None:
 def _validate_trainer(trainer: DictConfig) -> None:
     """Leave to Lightning what it checks itself; refuse what the inverter decides or cannot do."""
     ours = {"max_epochs", "callbacks", "logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"}
+    ours |= {"strategy", "plugins", "use_distributed_sampler"}
     for key in sorted(ours & set(trainer)):
         raise UserError(f"trainer.{key}: leave it out; the run sets it itself")
-    if trainer.get("precision") not in (None, 32, "32", "32-true"):
-        raise UserError(f"trainer.precision={trainer.precision}: the prompt and its optimiser need float32")
-    if trainer.get("devices") not in (1, "1"):
-        raise UserError(f"trainer.devices={trainer.get('devices')}: give 1; several devices are not supported yet")
+    precision = str(trainer.get("precision"))
+    if precision.startswith(("16", "fp16", "half")):
+        raise UserError(
+            f"trainer.precision={precision}: float16 gradients underflow, and loss scaling hides the losses from the "
+            "line search; give bf16-mixed, bf16-true or 32-true"
+        )
+    if precision not in PRECISIONS:
+        raise UserError(f"trainer.precision={precision}: choose one of {', '.join(PRECISIONS)}")
+    nodes = trainer.get("num_nodes", 1)
+    if not isinstance(nodes, int) or nodes < 1:
+        raise UserError(f"trainer.num_nodes={nodes}: give a whole number of at least 1")
+
+
+def parse_shard(text: str) -> tuple[int, int]:
+    """(i, n) of "i/n"; raises UserError unless 0 <= i < n."""
+    index, _, number = text.partition("/")
+    if not (index.isdecimal() and number.isdecimal() and int(index) < int(number)):
+        raise UserError(f"data.shard={text}: give i/n with 0 <= i < n, such as 0/4 to 3/4")
+    return int(index), int(number)

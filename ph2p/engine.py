@@ -1,6 +1,7 @@
 """A run from configuration to results folder: load, invert batch after batch, write, report."""
 
 import logging
+import signal
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -9,20 +10,26 @@ from typing import Any
 import lightning as L
 import torch
 from hydra.utils import instantiate
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from PIL import Image
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from ph2p.config import load_config
+from ph2p import stopping
+from ph2p.checkpoint import BatchCheckpoint
+from ph2p.cluster import Ranks, requeue
+from ph2p.config import load_config, parse_shard
 from ph2p.data import Target, TargetError, Targets, from_pil, load_image
 from ph2p.errors import UserError
-from ph2p.generators import LOADING, load_generator
+from ph2p.generators import LOADING, Generator, load_generator
 from ph2p.inverter import Inversion, Inverter, as_record
+from ph2p.memory import MicroBatch
 from ph2p.report import read_results, summary_table, write_report
-from ph2p.results import ResultsFolder
+from ph2p.results import ResultsFolder, settings
+from ph2p.schedule import batches, share
 from ph2p.scorer import load_scorer
+from ph2p.strategy import trainer_options
 from ph2p.vocabulary import read_words
 
 console = Console()
@@ -36,40 +43,84 @@ def quiet_libraries() -> None:
 
 
 def run(cfg: DictConfig) -> int:
-    """Invert all images of the configuration; returns the exit code: 1 if an image failed, else 0.
+    """Invert this rank's images of the configuration; returns the exit code.
 
-    Images that an earlier run of the same configuration finished are skipped. Raises UserError for what stops
-    the whole run; what was finished until then stays.
+    0: all is well; 1: an image failed or is missing; 128 + n: stopped by signal n, 143 for SIGTERM. Images that an
+    earlier run of the same configuration finished are skipped. Raises UserError for what stops the whole run; what
+    was finished until then stays.
     """
+    quiet_libraries()
+    ranks = _build("trainer", lambda: Ranks(cfg.trainer))
     inverter = load_inverter(cfg)
     targets = _build("data", lambda: instantiate(cfg.data.targets, image_size=inverter.generator.image_size))
-    results = ResultsFolder(Path(cfg.output) / cfg.name, cfg)
-    done = {record["image_id"] for record in read_results(results.folder) if record["status"] == "ok"}
-    todo = [index for index, image_id in enumerate(targets.ids) if image_id not in done]
-    before = f" ({len(targets) - len(todo)} finished before)" if len(todo) < len(targets) else ""
-    console.print(f"Inverting {len(targets)} images{before} with {cfg.method.name}; results in {results.folder}/")
-    with _progress_bar() as bar:
-        task = bar.add_task("starting", total=len(todo))
-        for start in range(0, len(todo), cfg.data.batch_size):
-            _run_batch(inverter, targets, todo[start : start + cfg.data.batch_size], results, bar, task)
-    return _summarise(results.folder, set(targets.ids))
+    shard = parse_shard(cfg.data.shard)
+    part = f"part-{ranks.rank:05d}" if shard == (0, 1) else f"part-{shard[0]}-{ranks.rank:05d}"
+    results = ResultsFolder(Path(cfg.output) / cfg.name, cfg, part)
+    try:
+        with ranks:  # from here on there are several, where there are to be
+            _invert_share(inverter, targets, share(len(targets), shard, ranks.rank, ranks.world), results, ranks)
+            codes = ranks.wait()
+            return _summarise(results.folder, {targets.ids[k] for k in share(len(targets), shard, 0, 1)}, ranks, codes)
+    except stopping.Stopped as stopped:
+        return _stop(stopped, results.folder)
+    finally:
+        results.close()
+
+
+def _stop(stopped: stopping.Stopped, folder: Path) -> int:
+    """End a run that was told to: what is finished is written, the batch at hand is in its checkpoint."""
+    queued = requeue(folder / "checkpoints") if stopped.number == signal.SIGUSR1 else None
+    again = {True: "the job is back in its queue", False: "scontrol could not requeue it"}.get(queued, "stopped")
+    console.print(f"{again}; the same command continues", soft_wrap=True)
+    return 0 if queued else int(stopped.code or 0)
+
+
+def _invert_share(inverter: Inverter, targets: Targets, mine: range, results: ResultsFolder, ranks: Ranks) -> None:
+    """Invert what is left of this rank's images, the batch that was interrupted first."""
+    cfg, index = inverter.cfg, {targets.ids[k]: k for k in mine}
+    records = [record for record in read_results(results.folder) if record["image_id"] in index]
+    done = {record["image_id"] for record in records if record["status"] == "ok"}
+    errors = {record["image_id"]: record["error"] for record in records if record["status"] != "ok"}
+    checkpoint = BatchCheckpoint(results.checkpoint, settings(cfg))
+    begun = _begun(checkpoint, cfg, targets)
+    todo = batches(list(index), begun, done, errors.keys(), cfg.data.batch_size)
+    if ranks.rank == 0:
+        before = f" ({len(done)} finished before)" if done else ""
+        place = f" on {ranks.world} ranks, {len(mine)} on this one" if ranks.world > 1 else ""
+        console.print(
+            f"Inverting {len(targets)} images{place}{before} with {cfg.method.name}; results in {results.folder}/"
+        )
+    with _progress_bar(ranks.rank) as bar:
+        task = bar.add_task("starting", total=sum(map(len, todo)))
+        for batch in todo:
+            _run_batch(inverter, targets, {i: index[i] for i in batch}, done, errors, results, checkpoint, bar, task)
+    checkpoint.finish()  # it may be left from another number of ranks
+
+
+def _begun(checkpoint: BatchCheckpoint, cfg: DictConfig, targets: Targets) -> list[str]:
+    """The image ids of the interrupted batch: that of `ckpt_path`, or else our own."""
+    begun = checkpoint.read(force=cfg.resume == "force")
+    if cfg.ckpt_path is None or begun:
+        return begun
+    begun = checkpoint.read(Path(cfg.ckpt_path))
+    for image_id in sorted(set(begun) - set(targets.ids)):
+        raise UserError(f"ckpt_path={cfg.ckpt_path}: its image {image_id} is not among the images of this run")
+    return begun
 
 
 def load_inverter(cfg: DictConfig) -> Inverter:
     """Load generator and scorer onto the trainer's device; raises UserError for what cannot be built or read."""
     quiet_libraries()
-    _check_parts(cfg)
+    device = _check_parts(cfg)
     generator = cfg.generator
-    accelerator = cfg.trainer.get("accelerator", "auto")
-    if accelerator == "auto" and torch.cuda.is_available():
-        accelerator = "cuda"
-    device = "cuda" if accelerator in ("gpu", "cuda") else "cpu"
     words = {key: read_words(generator[key]) if generator[key] else None for key in ("blocklist", "allowlist")}
     if words["allowlist"] == []:
         raise UserError(f"generator.allowlist={generator.allowlist}: names no word; list one a line")
-    options = {key: generator[key] for key in LOADING} | {"dtype": getattr(torch, generator.dtype)}
-    loaded = load_generator(generator.path, device=device, **options, **words)
+    dtype = torch.bfloat16 if cfg.trainer.get("precision") == "bf16-true" else torch.float32
+    options = {key: generator[key] for key in LOADING} | words
+    loaded = load_generator(generator.path, device=device, dtype=dtype, **options)
     loaded.check_guidance(generator.guidance_rescale)
+    _prepare(loaded, cfg)
     key, length = "prompt_length", cfg.method.prompt_length
     if cfg.method.init != "random":
         key, length = "init", len(loaded.vocabulary.encode(cfg.method.init))
@@ -87,14 +138,27 @@ def load_inverter(cfg: DictConfig) -> Inverter:
     return Inverter(loaded, load_scorer(generator.scorer, device=device), cfg)
 
 
-def _check_parts(cfg: DictConfig) -> None:
-    """Build optimiser, trainer and logger once: what is wrong in their keys stops a run before it begins."""
+def _prepare(generator: Generator, cfg: DictConfig) -> None:
+    """Set how the frozen model computes: precision, rows at once."""
+    if cfg.trainer.get("precision") == "bf16-mixed":
+        for name in ("encode_images", "condition", "predict", "sample"):
+            cast = torch.autocast(generator.device.type, torch.bfloat16)
+            setattr(generator, name, cast(getattr(generator, name)))
+    generator.microbatch = MicroBatch(None if cfg.method.microbatch == "auto" else cfg.method.microbatch)
+
+
+def _check_parts(cfg: DictConfig) -> torch.device:
+    """Build optimiser, trainer and logger once: what is wrong in their keys stops a run before it begins.
+
+    Returns the trainer's device.
+    """
     if cfg.method.optimizer:
         dummy = torch.nn.Parameter(torch.zeros(1, 1))
         _build("method.optimizer", lambda: instantiate(cfg.method.optimizer, _partial_=True)([dummy]))
-    _build("trainer", lambda: L.Trainer(**OmegaConf.to_container(cfg.trainer), logger=False))
+    trainer = _build("trainer", lambda: L.Trainer(**trainer_options(cfg.trainer), logger=False))
     if cfg.logger:
         _build("logger", lambda: instantiate(cfg.logger))
+    return trainer.strategy.root_device
 
 
 def _build(key: str, make: Callable[[], Any]) -> Any:
@@ -109,25 +173,42 @@ def _build(key: str, make: Callable[[], Any]) -> Any:
 
 
 def _run_batch(
-    inverter: Inverter, targets: Targets, indices: Sequence[int], results: ResultsFolder, bar: Progress, task: TaskID
+    inverter: Inverter,
+    targets: Targets,
+    indices: dict[str, int],
+    done: set[str],
+    errors: dict[str, str],
+    results: ResultsFolder,
+    checkpoint: BatchCheckpoint,
+    bar: Progress,
+    task: TaskID,
 ) -> None:
-    """Load, invert and write one batch; an image that cannot be read fails alone."""
+    """Load, invert and write one batch; an image that cannot be read fails alone.
+
+    A batch that was interrupted while it was written is the same again, and only what is not `done` is written.
+    """
+    stopping.check()
     finished = bar.tasks[task].completed
     batch: list[Target] = []
-    for index in indices:
+    for image_id, index in indices.items():
         try:
             batch.append(targets.load(index))
         except TargetError as error:
             bar.console.print(f"[red]failed[/red] {escape(str(error))}", highlight=False, soft_wrap=True)
-            results.append({"image_id": targets.ids[index], "source": "", "status": "failed", "error": str(error)})
+            if errors.get(image_id) != str(error):  # else it says so already
+                results.append({"image_id": image_id, "source": "", "status": "failed", "error": str(error)})
 
     def report(share: float, what: str) -> None:
         doing = f"{what} {len(batch)} image{'s' if len(batch) > 1 else ''}"
         bar.update(task, completed=finished + share * len(indices), description=doing)
+        stopping.check()
 
     if batch:
-        for result in inverter(batch, report):
-            write(result, results)
+        checkpoint.begin([target.image_id for target in batch])
+        for result in inverter(batch, report, checkpoint):
+            if result.image_id not in done:
+                write(result, results)
+        checkpoint.finish()
     bar.update(task, completed=finished + len(indices))
 
 
@@ -156,22 +237,42 @@ def write(result: Inversion, results: ResultsFolder) -> None:
     results.append(as_record(result) | {"files": files})
 
 
-def _progress_bar() -> Progress:
+def _progress_bar(rank: int) -> Progress:
+    """The bar of the first rank; the others only say which images failed."""
     columns = (
         TextColumn("{task.description:>24}"),
         BarColumn(),
         TextColumn("{task.completed:.1f}/{task.total} images"),
     )
-    return Progress(*columns, TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(), console=console)
+    timing = (TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
+    return Progress(*columns, *timing, console=console, disable=rank > 0)
 
 
-def _summarise(folder: Path, wanted: set[str]) -> int:
-    records = [record for record in read_results(folder) if record["image_id"] in wanted]
-    console.print(summary_table(records))
+def _summarise(folder: Path, wanted: set[str], ranks: Ranks, codes: dict[int, int]) -> int:
+    """Write the page and, on the first rank, say how it went; returns the exit code.
+
+    Each rank that ends writes the page anew, so that the last one's shows everything. Where a cluster has started
+    the ranks, one that failed images only says so by its exit code if it is the last: torchrun would stop the others.
+    """
     page = write_report(folder)
-    failed = sum(record["status"] != "ok" for record in records)
-    console.print(f"{len(records) - failed} images inverted, {failed} failed. Open {page.resolve()}", soft_wrap=True)
-    return 1 if failed else 0
+    records = [record for record in read_results(folder) if record["image_id"] in wanted]
+    failed, missing = sum(record["status"] != "ok" for record in records), len(wanted) - len(records)
+    elsewhere = ranks.world > 1 and not codes
+    for rank, code in codes.items():
+        if code not in (0, 1):
+            console.print(f"rank {rank} ended with exit code {code}")
+    if ranks.rank == 0:
+        console.print(summary_table(records))
+        rest = ""
+        if missing:
+            rest = (
+                f", {missing} still with other ranks"
+                if elsewhere
+                else f", {missing} missing: the same command continues"
+            )
+        done = f"{len(records) - failed} images inverted, {failed} failed{rest}"
+        console.print(f"{done}. Open {page.resolve()}", soft_wrap=True)
+    return int(bool(failed or missing) and not (elsewhere and missing))
 
 
 # --- Python ------------------------------------------------------------------------------------------------------
@@ -191,6 +292,8 @@ def invert(
     Raises UserError for a bad image or key.
     """
     inverter = inverter or load_inverter(load_config(list(overrides)))
+    if inverter.cfg.trainer.get("devices") not in (1, "1") or inverter.cfg.trainer.get("num_nodes", 1) != 1:
+        raise UserError("trainer.devices: invert works in this process alone; leave it at 1, and num_nodes too")
     single = isinstance(images, str | Path | Image.Image)
     some = [images] if single else list(images)
     size, batch_size = inverter.generator.image_size, inverter.cfg.data.batch_size

@@ -9,7 +9,7 @@ from torch import Tensor
 from ph2p.data import Draws
 from ph2p.generators import Generator
 from ph2p.metrics import cosine_similarity
-from ph2p.objectives import candidate_losses, denoising_loss
+from ph2p.objectives import candidate_losses
 from ph2p.scorer import Scorer
 from ph2p.vocabulary import Vocabulary
 
@@ -106,14 +106,17 @@ def rank_finalists(
 
 def paint(generator: Generator, prompts: list[str], seeds: list[int], steps: int, guidance: dict[str, float]) -> Tensor:
     """Paint a picture for every prompt and seed, a few at once: (K, 3, H, W) in [0, 1]."""
-    parts = [
-        generator.sample(prompts[i : i + PICTURES_AT_ONCE], seeds[i : i + PICTURES_AT_ONCE], steps, **guidance)
-        for i in range(0, len(prompts), PICTURES_AT_ONCE)
-    ]
-    return torch.cat(parts)
+
+    def some(rows: int) -> Tensor:
+        step = max(1, rows // 2)  # guidance takes two rows a picture
+        starts = range(0, len(prompts), step)
+        return torch.cat(
+            [generator.sample(prompts[i : i + step], seeds[i : i + step], steps, **guidance) for i in starts]
+        )
+
+    return generator.microbatch.run("pictures", 2 * PICTURES_AT_ONCE, some)
 
 
-@torch.no_grad()
 def text_losses(generator: Generator, latents: Tensor, texts: Sequence[str], draws: Draws) -> list[float]:
     """Denoising losses (B) of one text an image, of any length and "" too; N forward samples each."""
     losses = []
@@ -121,5 +124,5 @@ def text_losses(generator: Generator, latents: Tensor, texts: Sequence[str], dra
         ids = generator.vocabulary.encode(text) if text else []
         token_ids = torch.tensor([ids], dtype=torch.long, device=latents.device)  # (1, M)
         one = slice(row, row + 1)
-        losses.append(float(denoising_loss(generator, latents[one], generator.condition(token_ids), draws[one])))
+        losses.append(float(candidate_losses(generator, latents[one], token_ids[:, None], draws[one])))
     return losses

@@ -8,20 +8,23 @@ from typing import Any
 import lightning as L
 import torch
 from hydra.utils import instantiate
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from torch import Tensor
 
-from ph2p.callbacks import CandidateHistory, DelayedProjection, EpochProgress
+from ph2p.callbacks import CandidateHistory, DelayedProjection, EpochProgress, SaveProgress
+from ph2p.checkpoint import BatchCheckpoint
 from ph2p.config import plan
 from ph2p.data import Draws, InversionData, Target, make_draws
 from ph2p.errors import UserError
 from ph2p.evaluation import Candidate, Pool, paint, rank_finalists, shortlist, text_losses, validate_candidates
 from ph2p.generators import Generator
 from ph2p.inversion import PromptInversion
+from ph2p.memory import peak_memory
 from ph2p.metrics import cosine_similarity, regret, word_recall
 from ph2p.objectives import ClipObjective, DenoisingObjective, candidate_losses
 from ph2p.scorer import Scorer
 from ph2p.search import greedy_swaps
+from ph2p.strategy import trainer_options
 
 Report = Callable[[float, str], None]  # the finished share of a batch in [0, 1], and what is happening
 
@@ -33,7 +36,8 @@ class Inversion:
     Losses are mean squared denoising errors on the evaluation draws. `regret`, `word_recall` and the caption's
     figures need ground truth and are None without; `loss_soft` is the continuous prompt's loss for methods
     that end with one. `forward_samples` and `backward_samples` count all that served to find the prompt,
-    `evaluation_samples` the measurement and pictures afterwards; `seconds` is the image's share of its batch.
+    `evaluation_samples` the measurement and pictures afterwards; `seconds` is the image's share of its batch,
+    `peak_memory` the process's largest so far in MiB, on a GPU or else of main memory.
     """
 
     image_id: str
@@ -49,6 +53,7 @@ class Inversion:
     backward_samples: int
     evaluation_samples: int
     seconds: float
+    peak_memory: int
     caption: str | None = None
     loss_caption: float | None = None
     regret: float | None = None
@@ -63,14 +68,26 @@ class Inversion:
 
 
 class Batch:
-    """An image batch with its latents, encoded once, and the denoiser samples that each image has cost."""
+    """An image batch with its latents, encoded once, and what it has cost: samples an image, and time."""
 
-    def __init__(self, targets: Sequence[Target], generator: Generator, scorer: Scorer) -> None:
+    def __init__(
+        self,
+        targets: Sequence[Target],
+        generator: Generator,
+        scorer: Scorer,
+        checkpoint: BatchCheckpoint | None = None,
+    ) -> None:
         self.targets, self.ids = list(targets), [t.image_id for t in targets]
         self.images = torch.stack([t.image for t in targets]).to(generator.device)  # (B, 3, H, W)
         self.latents = generator.encode_images(self.images)  # (B, C, h, w)
         self.features = scorer.image_features(self.images)  # (B, E)
         self.forward, self.backward = [0] * len(targets), [0] * len(targets)
+        self.checkpoint = checkpoint
+        self.started = time.perf_counter() - (checkpoint.about["seconds"] if checkpoint else 0)
+
+    def seconds(self) -> float:
+        """What the batch has taken, in an interrupted run too."""
+        return time.perf_counter() - self.started
 
     def spend(self, forward: int, backward: int = 0) -> None:
         """Count samples that every image has cost."""
@@ -86,16 +103,24 @@ class Inverter:
     scorer: Scorer
     cfg: DictConfig
 
-    def __call__(self, targets: Sequence[Target], report: Report = lambda share, what: None) -> list[Inversion]:
-        """Invert a batch of images; each result depends on its image and the configuration alone."""
-        started = time.perf_counter()
-        batch = Batch(targets, self.generator, self.scorer)
+    def __call__(
+        self,
+        targets: Sequence[Target],
+        report: Report = lambda share, what: None,
+        checkpoint: BatchCheckpoint | None = None,
+    ) -> list[Inversion]:
+        """Invert a batch of images; each result depends on its image and the configuration alone.
+
+        A `checkpoint`, opened for these images, is written as the work goes on, and continued where it holds any.
+        Selection and measurement are not in it: they are short, and the same each time.
+        """
+        batch = Batch(targets, self.generator, self.scorer, checkpoint)
         pool, prompts, curves = self.optimise(batch, report)
         if self.cfg.method.search:
             pool = self.search(batch, pool, report)
         report(0.9, "choosing")
         candidates = self.select(batch, pool)
-        seconds = (time.perf_counter() - started) / len(targets)
+        seconds = batch.seconds() / len(targets)
         report(0.95, "measuring")
         return self.measure(batch, candidates, prompts, curves, seconds)
 
@@ -109,16 +134,20 @@ class Inverter:
         method, restarts = self.cfg.method, self.cfg.method.restarts
         rows = [f"{i}#{r}" if r else i for i in batch.ids for r in range(restarts)]
         start = torch.stack([self._start(row) for row in rows])  # (B R, M)
-        objective = self._objective(batch.images.repeat_interleave(restarts, 0))
+        objective = self._objective()
         factory = instantiate(method.optimizer, _partial_=True) if method.optimizer else None
-        module = PromptInversion(objective, self.generator.vocabulary, start, factory, method.straight_through)
+        microbatch = self.generator.microbatch
+        module = PromptInversion(
+            objective, self.generator.vocabulary, start, factory, method.straight_through, microbatch
+        )
         epochs, history = plan(method).epochs, CandidateHistory(method.snap)
         if epochs:
-            latents = batch.latents.repeat_interleave(restarts, 0)
-            data = InversionData(latents, rows, self.cfg.seed, method.draws, method.steps, tuple(method.timesteps))
+            goals = batch.latents if objective.needs_denoiser else batch.features
+            goals = goals.repeat_interleave(restarts, 0)
+            data = InversionData(goals, rows, self.cfg.seed, method.draws, method.steps, tuple(method.timesteps))
             share = 0.9 * (1 - method.search.share) if method.search else 0.9
             progress = EpochProgress(lambda done: report(share * done, "optimising"))
-            self._trainer(epochs, [DelayedProjection(method.snap), history, progress]).fit(module, data)
+            self._fit(batch, module, data, epochs, [DelayedProjection(method.snap), history, progress])
             spent = int(module.evaluations) * method.draws * restarts if objective.needs_denoiser else 0
             batch.spend(spent, spent)
         else:
@@ -142,17 +171,23 @@ class Inverter:
         key = make_draws(self.cfg.seed, [row], ("start",), 1, (0, 2**31), ()).timesteps
         return vocabulary.random(method.prompt_length, torch.Generator().manual_seed(int(key)))
 
-    def _objective(self, images: Tensor) -> DenoisingObjective | ClipObjective:
+    def _objective(self) -> DenoisingObjective | ClipObjective:
         if self.cfg.method.objective == "denoising":
             return DenoisingObjective(self.generator)
         table = self.scorer.model.text_model.get_input_embeddings().weight
         if table.shape != self.generator.vocabulary.embeddings.shape:
             raise UserError("method.objective=clip: generator.scorer must be the CLIP model of the generator's text")
-        return ClipObjective(self.scorer, images)
+        return ClipObjective(self.scorer)
 
-    def _trainer(self, epochs: int, callbacks: list[L.Callback]) -> L.Trainer:
-        return L.Trainer(
-            **OmegaConf.to_container(self.cfg.trainer),
+    def _fit(
+        self, batch: Batch, module: PromptInversion, data: InversionData, epochs: int, callbacks: list[L.Callback]
+    ) -> None:
+        options, checkpoint = trainer_options(self.cfg.trainer), batch.checkpoint
+        if checkpoint:
+            callbacks = [*callbacks[:-1], SaveProgress(checkpoint, batch.seconds), callbacks[-1]]
+            options["plugins"] = [*options["plugins"], checkpoint]
+        trainer = L.Trainer(
+            **options,
             max_epochs=epochs,
             callbacks=callbacks,
             logger=instantiate(self.cfg.logger) if self.cfg.logger else False,
@@ -160,6 +195,7 @@ class Inverter:
             enable_progress_bar=False,
             enable_model_summary=False,
         )
+        trainer.fit(module, data, ckpt_path=checkpoint.fit_path if checkpoint else None, weights_only=True)
 
     # --- search --------------------------------------------------------------------------------------------------
 
@@ -183,6 +219,7 @@ class Inverter:
             rounds,
             search.swaps,
             lambda done: report(0.9 * (1 - search.share * (1 - done)), "searching"),
+            *_search_checkpoint(batch),
         )
         gradients = starts.shape[1] * rounds * search.draws
         batch.spend(starts.shape[1] * search.draws + gradients * (1 + search.swaps), gradients)
@@ -256,6 +293,7 @@ class Inverter:
                 backward_samples=batch.backward[row],
                 evaluation_samples=2 * cfg.evaluation.draws + 2 * cfg.evaluation.renders * cfg.generator.steps,
                 seconds=seconds,
+                peak_memory=peak_memory(),
                 loss_curve=curves[row].tolist(),
                 candidates=candidates[row],
                 target=target.image,
@@ -306,6 +344,13 @@ class Inverter:
             tokens = torch.tensor([result.token_ids], device=prompts.device)
             result.loss_soft = float(objective(prompts[one], tokens, batch.latents[one], draws[one]))
             result.evaluation_samples += self.cfg.evaluation.draws
+
+
+def _search_checkpoint(batch: Batch) -> tuple[Callable[[dict[str, Tensor]], None], dict[str, Tensor] | None]:
+    """How to save the state of a batch's search, and the state that it goes on from."""
+    if batch.checkpoint is None:
+        return lambda state: None, None
+    return lambda state: batch.checkpoint.save_search(state, batch.seconds()), batch.checkpoint.about["search"]
 
 
 def as_record(result: Inversion) -> dict[str, Any]:

@@ -3,13 +3,12 @@
 Symbols: B images, M prompt tokens, D embedding width, N noise draws, K candidates, C, h, w latent.
 """
 
-from collections.abc import Iterator
-
 import torch
 from torch import Tensor
 
 from ph2p.data import Draws
 from ph2p.generators import Generator
+from ph2p.memory import parts
 from ph2p.scorer import Scorer
 
 DENOISER_ROWS = 128  # samples that go through the denoiser at once when no gradient is kept
@@ -49,13 +48,12 @@ class ClipObjective:
 
     needs_denoiser = False
 
-    def __init__(self, scorer: Scorer, images: Tensor):
-        """`images` is (B, 3, H, W) in [0, 1]."""
-        self.scorer, self.features = scorer, scorer.image_features(images)  # (B, E)
+    def __init__(self, scorer: Scorer):
+        self.scorer = scorer
 
-    def __call__(self, prompt: Tensor, token_ids: Tensor, latents: Tensor, draws: Draws) -> Tensor:
-        """Losses (B,) in [0, 2]."""
-        return 1 - (self.scorer.text_features_from(token_ids, prompt) * self.features).sum(-1)
+    def __call__(self, prompt: Tensor, token_ids: Tensor, features: Tensor, draws: Draws) -> Tensor:
+        """Losses (B,) in [0, 2]; in the place of latents stand the pictures' features (B, E)."""
+        return 1 - (self.scorer.text_features_from(token_ids, prompt) * features).sum(-1)
 
 
 @torch.no_grad()
@@ -65,20 +63,35 @@ def candidate_losses(generator: Generator, latents: Tensor, candidates: Tensor, 
     Costs K N forward samples an image; at most `DENOISER_ROWS` go through the denoiser at once.
     """
     batch, number, _ = candidates.shape
-    count = draws.timesteps.shape[1]
     image = torch.arange(batch, device=latents.device).repeat_interleave(number)
     token_ids = candidates.flatten(0, 1)  # (B K, M)
-    losses = [
-        denoising_loss(
-            generator,
-            latents[image[rows]],
-            generator.condition(token_ids[rows]),
-            draws[image[rows]],
-        )
-        for rows in _chunks(len(token_ids), max(1, DENOISER_ROWS // count))
-    ]
-    return torch.cat(losses).view(batch, number)
+
+    def evaluate(size: int) -> Tensor:
+        losses = latents.new_zeros(len(token_ids))
+        for rows, columns, share in parts(len(token_ids), draws.timesteps.shape[1], size):
+            conditioning = generator.condition(token_ids[rows])
+            some = draws[image[rows], columns]
+            losses[rows] += share * denoising_loss(generator, latents[image[rows]], conditioning, some)
+        return losses
+
+    # A whole row's draws at once where they fit into no chunk, as long as memory lasts.
+    most = max(DENOISER_ROWS, draws.timesteps.shape[1])
+    return generator.microbatch.run("forward", most, evaluate).view(batch, number)
 
 
-def _chunks(total: int, size: int) -> Iterator[slice]:
-    return (slice(start, start + size) for start in range(0, total, size))
+def losses_and_gradients(
+    generator: Generator, prompt: Tensor, token_ids: Tensor, latents: Tensor, draws: Draws
+) -> tuple[Tensor, Tensor]:
+    """Denoising losses (B,) of prompts (B, M, D) and their gradients (B, M, D); N samples each way a row."""
+    objective = DenoisingObjective(generator)
+
+    def evaluate(size: int) -> tuple[Tensor, Tensor]:
+        losses, gradients = latents.new_zeros(len(prompt)), torch.zeros_like(prompt)
+        for rows, columns, share in parts(*draws.timesteps.shape, size):
+            some = prompt[rows].detach().requires_grad_()
+            loss = share * objective(some, token_ids[rows], latents[rows], draws[rows, columns])
+            gradients[rows] += torch.autograd.grad(loss.sum(), some)[0]
+            losses[rows] += loss.detach()
+        return losses, gradients
+
+    return generator.microbatch.run("gradient", draws.timesteps.numel(), evaluate)

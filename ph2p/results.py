@@ -1,17 +1,21 @@
 """The results folder: what a run writes, so that whatever was finished survives and a next run goes on.
 
 config.yaml                the resolved configuration
-results/part-00000.jsonl   one line an image, flushed to the disk as soon as it is known
+results/part-*.jsonl       one line an image, a file for each rank, flushed to the disk as soon as it is known
+checkpoints/part-*.ckpt    the batch that a rank is at
 images/<slug>/*.png        the target and what the model paints
 candidates/<slug>.json     loss curve and candidates
 index.html                 the page (`report.py`)
 """
 
 import errno
+import fcntl
+import io
 import json
 import os
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -24,75 +28,140 @@ from ph2p.data import slug
 from ph2p.errors import UserError
 
 # Keys that change where, how fast or how prettily a run goes, but not what it finds.
-FREE_KEYS = ("name", "output", "resume", "logger", "trainer.accelerator", "trainer.devices")
-FREE_KEYS += ("data.batch_size", "data.count", "data.targets.count")
+FREE_KEYS = ("name", "output", "resume", "ckpt_path", "logger", "method.microbatch", "generator.gradient_checkpointing")
+FREE_KEYS += ("trainer.accelerator", "trainer.devices", "trainer.num_nodes")
+FREE_KEYS += ("data.batch_size", "data.shard", "data.count", "data.targets.count")
+LOCK_PATIENCE = 30  # seconds; a killed run's other processes take a moment to end
 
 
 class ResultsFolder:
-    """One run's folder; opening it again continues the run.
+    """One run's folder, in which this process alone writes the records of `part`; opening it again continues the run.
 
-    Raises UserError when the folder cannot be written or holds results of another configuration.
+    A part is a rank's share of the images. Raises UserError when the folder cannot be written, holds results of
+    another configuration, or when another process is writing this part.
     """
 
-    def __init__(self, folder: Path, config: DictConfig):
+    def __init__(self, folder: Path, config: DictConfig, part: str = "part-00000"):
         self.folder = folder
+        self.part = folder / "results" / f"{part}.jsonl"
+        self.checkpoint = folder / "checkpoints" / f"{part}.ckpt"
         with plain_disk_errors(folder):
-            for part in ("results", "images", "candidates"):
-                (folder / part).mkdir(parents=True, exist_ok=True)
+            for name in ("results", "images", "candidates"):
+                (folder / name).mkdir(parents=True, exist_ok=True)
             self._check_config(config)
-            self._write_text(folder / "config.yaml", OmegaConf.to_yaml(config))
+            write_whole(folder / "config.yaml", OmegaConf.to_yaml(config).encode())
+            self._file = self.part.open("ab+", buffering=0)
+            self._lock()
+            self._mend()
 
     def _check_config(self, config: DictConfig) -> None:
         """Refuse to mix two configurations in one folder, naming the first key that differs."""
         path = self.folder / "config.yaml"
-        if config.resume == "force" or not path.exists() or not any((self.folder / "results").iterdir()):
+        found = [*(self.folder / "results").iterdir(), *self.folder.glob("checkpoints/*.ckpt")]
+        if config.resume == "force" or not path.exists() or not any(file.stat().st_size for file in found):
             return
-        before, now = (_flat(OmegaConf.to_container(c)) for c in (OmegaConf.load(path), config))
-        for key in sorted(before.keys() | now.keys()):
-            if key.startswith(FREE_KEYS) or before.get(key) == now.get(key):
-                continue
+        before, now = settings(OmegaConf.load(path)), settings(config)
+        if key := difference(before, now):
             raise UserError(
                 f"{self.folder}: holds results with {key}={before.get(key)}, not {now.get(key)}; "
                 "choose another name=... or continue with resume=force"
             )
 
+    def _lock(self) -> None:
+        """Keep other processes from this part as long as this one lives, where the file system can lock."""
+        deadline = time.monotonic() + LOCK_PATIENCE
+        while True:
+            try:
+                fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return
+            except BlockingIOError as error:
+                if time.monotonic() > deadline:
+                    raise UserError(
+                        f"{self.part}: another run is writing it; wait for its end, or give name=..."
+                    ) from error
+                time.sleep(0.2)
+            except OSError:
+                return
+
+    def _mend(self) -> None:
+        """Complete or remove a last line that a kill or a power failure has torn."""
+        self._file.seek(0)
+        content = self._file.read()
+        whole = content.rfind(b"\n") + 1
+        if whole == len(content):
+            return
+        try:
+            json.loads(content[whole:])
+            self._file.write(b"\n")  # in append mode: at the end
+        except ValueError:
+            self._file.truncate(whole)
+
     def write_picture(self, image_id: str, name: str, image: Tensor) -> str:
         """Save a picture (3, H, W) in [0, 1] as PNG and return its path inside the folder."""
         path = self.folder / "images" / slug(image_id) / f"{name}.png"
         pixels = (image.clamp(0, 1) * 255).round().permute(1, 2, 0).cpu().numpy().astype(np.uint8)
+        png = io.BytesIO()
+        Image.fromarray(pixels).save(png, "PNG")
         with plain_disk_errors(self.folder):
             path.parent.mkdir(exist_ok=True)
-            Image.fromarray(pixels).save(path)
+            write_whole(path, png.getvalue())
         return path.relative_to(self.folder).as_posix()
 
     def write_candidates(self, image_id: str, content: dict[str, Any]) -> str:
         path = self.folder / "candidates" / f"{slug(image_id)}.json"
         with plain_disk_errors(self.folder):
-            self._write_text(path, json.dumps(content, ensure_ascii=False, indent=1))
+            write_whole(path, json.dumps(content, ensure_ascii=False, indent=1).encode())
         return path.relative_to(self.folder).as_posix()
 
     def append(self, record: dict[str, Any]) -> None:
         """Add an image's record; on return it is on the disk. It is written last, after what it names."""
-        path = self.folder / "results" / "part-00000.jsonl"
-        with plain_disk_errors(self.folder), path.open("ab+") as file:
-            file.seek(0, os.SEEK_END)
-            if file.tell() and _last_byte(file) != b"\n":  # a killed run left half a line
-                file.write(b"\n")
-            file.write(json.dumps(record, ensure_ascii=False).encode() + b"\n")
+        with plain_disk_errors(self.folder):
+            line, start = json.dumps(record, ensure_ascii=False).encode() + b"\n", self._file.seek(0, os.SEEK_END)
+            try:
+                while line:
+                    line = line[self._file.write(line) :]
+            except OSError:  # a full disk may have taken the half of it
+                self._file.truncate(start)
+                raise
+            os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        """Let another process write this part."""
+        self._file.close()
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file whole or not at all, whenever the process or the machine stops.
+
+    Raises OSError.
+    """
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with partial.open("wb") as file:
+            file.write(content)
             file.flush()
             os.fsync(file.fileno())
-
-    @staticmethod
-    def _write_text(path: Path, text: str) -> None:
-        """Write a file whole or not at all."""
-        partial = path.with_name(path.name + ".partial")
-        partial.write_text(text, encoding="utf-8")
         partial.replace(path)
+    except OSError:
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)
+        raise
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)  # or the name may be lost with the power
+    finally:
+        os.close(folder)
 
 
-def _last_byte(file) -> bytes:
-    file.seek(-1, os.SEEK_END)
-    return file.read(1)
+def settings(config: DictConfig) -> dict[str, Any]:
+    """The keys of a resolved configuration that decide what a run finds, as {"a.b": value}."""
+    flat = _flat(OmegaConf.to_container(config))
+    return {key: value for key, value in flat.items() if not key.startswith(FREE_KEYS)}
+
+
+def difference(before: dict[str, Any], now: dict[str, Any]) -> str | None:
+    """The first key in which two `settings` differ."""
+    return next((key for key in sorted(before.keys() | now.keys()) if before.get(key) != now.get(key)), None)
 
 
 def _flat(node: Any, prefix: str = "") -> dict[str, Any]:

@@ -6,14 +6,34 @@ distance between two tokens, so it only picks what is then evaluated with the tr
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from ph2p.data import Draws
 from ph2p.generators import Generator
-from ph2p.objectives import DenoisingObjective, candidate_losses
+from ph2p.objectives import candidate_losses, losses_and_gradients
 from ph2p.vocabulary import Vocabulary
+
+
+@dataclass
+class Progress:
+    """Where a search stands after some of its rounds: with it the rest goes on as if it had never stopped."""
+
+    prompts: Tensor  # (B, 1 + rounds, M), the start first
+    losses: Tensor  # (B, 1 + rounds)
+    tried: Tensor  # (B, M, A) bool, swaps that were tried from the last prompt
+
+    def state(self) -> dict[str, Tensor]:
+        """A few KB: of `tried`, of which hardly any is true, the places."""
+        return {"prompts": self.prompts, "losses": self.losses, "tried": self.tried.nonzero().int()}
+
+    def restore(self, state: dict[str, Tensor]) -> None:
+        """Take over what `state` gave, on this search's device."""
+        device = self.prompts.device
+        self.prompts, self.losses = state["prompts"].to(device), state["losses"].to(device)
+        self.tried.zero_()[tuple(state["tried"].long().T.to(device))] = True
 
 
 def greedy_swaps(
@@ -24,6 +44,8 @@ def greedy_swaps(
     rounds: int,
     swaps: int,
     report: Callable[[float], None] = lambda share: None,
+    save: Callable[[dict[str, Tensor]], None] = lambda state: None,
+    state: dict[str, Tensor] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Improve hard prompts by the best of `swaps` single-token swaps a round; rows are independent.
 
@@ -31,35 +53,42 @@ def greedy_swaps(
     costs N forward and N backward samples for the gradient and `swaps` N forward samples. A swap that was
     tried from the same prompt is not tried again, so a row at a local minimum moves on down its ranking.
     Returns the prompts of all rounds (B, 1 + rounds, M) and their losses (B, 1 + rounds), the start first.
+    `save` gets the state after each round; a later call continues from it, given the same other arguments.
     """
-    best = token_ids.clone()
-    loss = candidate_losses(generator, latents, best[:, None], draws)[:, 0]  # (B,)
-    tried = torch.zeros(*best.shape, len(generator.vocabulary.allowed_ids), dtype=torch.bool, device=best.device)
-    visited, losses = [best], [loss]
-    for done in range(rounds):
-        ranking = swap_scores(generator, latents, best, draws).masked_fill(tried, torch.inf)  # (B, M, A)
-        candidates, chosen = _best_swaps(best, ranking, generator.vocabulary, swaps)
-        found, index = candidate_losses(generator, latents, candidates, draws).min(1)  # (B,)
-        better = found < loss
-        rows = torch.arange(len(best), device=best.device)
-        tried = torch.where(better[:, None, None], False, tried | chosen)
-        best = torch.where(better[:, None], candidates[rows, index], best)
-        loss = torch.where(better, found, loss)
-        visited.append(best)
-        losses.append(loss)
-        report((done + 1) / rounds)
-    return torch.stack(visited, 1), torch.stack(losses, 1)
+    allowed = len(generator.vocabulary.allowed_ids)
+    tried = torch.zeros(*token_ids.shape, allowed, dtype=torch.bool, device=token_ids.device)
+    progress = Progress(token_ids[:, None], candidate_losses(generator, latents, token_ids[:, None], draws), tried)
+    if state:
+        progress.restore(state)
+    for done in range(progress.losses.shape[1], rounds + 1):
+        _swap(generator, latents, draws, swaps, progress)
+        save(progress.state())
+        report(done / rounds)
+    return progress.prompts, progress.losses
+
+
+def _swap(generator: Generator, latents: Tensor, draws: Draws, swaps: int, progress: Progress) -> None:
+    """One round: evaluate the most promising swaps of each row and keep the best where it is an improvement."""
+    best, loss, tried = progress.prompts[:, -1], progress.losses[:, -1], progress.tried
+    ranking = swap_scores(generator, latents, best, draws).masked_fill(tried, torch.inf)  # (B, M, A)
+    candidates, chosen = _best_swaps(best, ranking, generator.vocabulary, swaps)
+    found, index = candidate_losses(generator, latents, candidates, draws).min(1)  # (B,)
+    better = found < loss
+    rows = torch.arange(len(best), device=best.device)
+    best = torch.where(better[:, None], candidates[rows, index], best)
+    progress.tried = torch.where(better[:, None, None], False, tried | chosen)
+    progress.prompts = torch.cat([progress.prompts, best[:, None]], 1)
+    progress.losses = torch.cat([progress.losses, torch.where(better, found, loss)[:, None]], 1)
 
 
 def swap_scores(generator: Generator, latents: Tensor, token_ids: Tensor, draws: Draws) -> Tensor:
     """First-order change of the loss (B, M, A) for every place and every allowed token; inf where unchanged."""
     vocabulary = generator.vocabulary
-    prompt = vocabulary.embed(token_ids).clone().requires_grad_()
-    losses = DenoisingObjective(generator)(prompt, token_ids, latents, draws)
-    (gradient,) = torch.autograd.grad(losses.sum(), prompt)  # (B, M, D)
+    prompt = vocabulary.embed(token_ids)
+    _, gradient = losses_and_gradients(generator, prompt, token_ids, latents, draws)  # (B, M, D)
     allowed = vocabulary.embed(vocabulary.allowed_ids)  # (A, D)
     change = gradient @ allowed.T - (gradient * prompt).sum(-1, keepdim=True)
-    return change.detach().masked_fill(token_ids[..., None] == vocabulary.allowed_ids, torch.inf)
+    return change.masked_fill(token_ids[..., None] == vocabulary.allowed_ids, torch.inf)
 
 
 def _best_swaps(token_ids: Tensor, ranking: Tensor, vocabulary: Vocabulary, swaps: int) -> tuple[Tensor, Tensor]:

@@ -132,7 +132,6 @@ WRONG = [  # the command line's words, and what the line must name
     ("data=folder", "data.path"),
     ("data=world data.count=few", "data.count"),
     ("generator.steps=0", "generator.steps=0"),
-    ("generator.dtype=float8", "generator.dtype=float8: choose one of float32, bfloat16, float16"),
     ("generator.image_size=0", "generator.image_size=0"),
     ("generator.guidance_scale=strong", "generator.guidance_scale"),
     ("evaluation.draws=0", "evaluation.draws=0"),

@@ -11,6 +11,9 @@ FRONT_DOOR = "__init__"  # ph2p/__init__.py: gives out names of every layer, and
 LAYERS = (  # from the ground up
     "tiny",
     "errors",
+    "stopping",
+    "memory",
+    "schedule",
     "tiny.world",
     "pretrained",
     "vocabulary",
@@ -33,17 +36,21 @@ LAYERS = (  # from the ground up
     "objectives",
     "inversion",
     "search",
+    "results",
+    "checkpoint",
     "callbacks",
     "config",
     "evaluation",
+    "strategy",
     "inverter",
-    "results",
     "report",
+    "cluster",
     "engine",
     "tiny.bars",
     "tiny.pretrain",
 )
-LIGHTNING = {"inversion", "callbacks", "data", "inverter", "engine", "tiny.pretrain"}
+LIGHTNING = {"inversion", "checkpoint", "callbacks", "data", "strategy", "inverter", "cluster", "engine"}
+LIGHTNING |= {"tiny.pretrain"}
 LIGHTNING_PARTS = {"pytorch_lightning", "lightning_fabric"}  # older names of what `lightning` holds
 READERS = {"report"}  # they read results folders only
 MODEL_LIBRARIES = {"torch", "torchmetrics", "lightning", "transformers", "diffusers", "accelerate"}

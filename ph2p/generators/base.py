@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ph2p.errors import UserError
 from ph2p.frozen import Frozen, at_least_float32, scale_gradient
 from ph2p.generators.schedules import Schedule
+from ph2p.memory import MicroBatch
 from ph2p.vocabulary import Vocabulary
 
 
@@ -52,6 +53,7 @@ class Generator(Frozen):
     ) -> None:
         super().__init__()
         self.pipeline, self.vocabulary, self.schedule = pipeline, vocabulary, schedule
+        self.microbatch = MicroBatch()  # rows that this model takes at once on its device
         modules = {name: part for name, part in pipeline.components.items() if isinstance(part, nn.Module)}
         self.components = nn.ModuleDict(modules)
         self._parameters_of_call = inspect.signature(pipeline.__call__).parameters

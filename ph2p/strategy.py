@@ -1,0 +1,97 @@
+"""Where a run's processes come from, and what they have in common: nothing but their number.
+
+Image batches are separate problems, so the ranks of a run exchange no tensor and wait for nobody: a rank that
+has more to do, stops or dies takes no other with it. That is why no process group (gloo, nccl) is opened: its
+rendezvous, time-outs and watchdogs could only fail. Lightning finds out the rank from its environment (plain
+launch, torchrun, SLURM) or starts the processes; each fits its own batches with Trainers of its own; all meet
+in the results folder.
+"""
+
+import os
+from typing import Any
+
+import torch
+from lightning.fabric.plugins.environments import ClusterEnvironment
+from lightning.fabric.utilities.distributed import _set_num_threads_if_needed
+from lightning.pytorch.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
+from lightning.pytorch.strategies import DDPStrategy
+from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
+from omegaconf import DictConfig, OmegaConf
+
+LAUNCHER = "PH2P_LAUNCHER"  # environment variable: the process that has started this one
+
+
+class IndependentRanks(DDPStrategy):
+    """Data parallelism over image batches: launched and numbered like DDP, with no word between the ranks.
+
+    A rank has its own device and its own prompts. Whatever DDP would synchronise is the rank's own value, and
+    every rank is the first in its own eyes, so that each saves its own checkpoints.
+    """
+
+    strategy_name = "independent_ranks"
+
+    def _configure_launcher(self) -> None:
+        self._launcher = _Launcher(self.cluster_environment, self.num_processes, self.num_nodes)
+
+    def setup_distributed(self) -> None:
+        """Take note of the rank; no process group."""
+        self.set_world_ranks()
+
+    def configure_ddp(self) -> None:
+        """Leave the module as it is: no gradient is reduced, and nobody's prompt is broadcast."""
+
+    @property
+    def is_global_zero(self) -> bool:
+        return True
+
+    def barrier(self, *args: Any, **kwargs: Any) -> None:
+        """Wait for nobody: the others may have more batches, or be gone."""
+
+    def broadcast(self, obj: Any, src: int = 0) -> Any:
+        return obj
+
+    def reduce(self, tensor: Any, group: Any = None, reduce_op: Any = "mean") -> Any:
+        return tensor
+
+    def reduce_boolean_decision(self, decision: bool, all: bool = True) -> bool:
+        return decision
+
+    def all_gather(self, tensor: torch.Tensor, group: Any = None, sync_grads: bool = False) -> torch.Tensor:
+        return tensor
+
+
+class _Launcher(_SubprocessScriptLauncher):
+    """Start a process for each device but the first; unlike Lightning's, kill none because another has failed."""
+
+    def launch(self, function: Any, *args: Any, trainer: Any = None, **kwargs: Any) -> Any:
+        if not self.cluster_environment.creates_processes_externally:
+            os.environ[LAUNCHER] = str(os.getpid())
+            self._call_children_scripts()
+        _set_num_threads_if_needed(num_processes=self.num_processes)
+        return function(*args, **kwargs)
+
+
+def trainer_options(trainer: DictConfig) -> dict[str, Any]:
+    """The arguments of a Lightning Trainer for the configuration's `trainer`.
+
+    `precision` is the frozen pipeline's (`load_inverter`); what the Trainer holds is prompt and optimiser, which
+    stay float32. SLURM's requeueing is ours: Lightning's saves inside the signal handler.
+    """
+    options: dict[str, Any] = {**OmegaConf.to_container(trainer), "precision": "32-true", "plugins": []}
+    if options.get("devices") not in (1, "1") or options.get("num_nodes", 1) != 1:
+        options["strategy"] = IndependentRanks()
+    if SLURMEnvironment.detect() and not TorchElasticEnvironment.detect():
+        options["plugins"] = [SLURMEnvironment(auto_requeue=False)]
+    return options
+
+
+def check_environment(environment: ClusterEnvironment, devices: int, nodes: int) -> None:
+    """Raise ValueError when a cluster has started another number of processes than devices x nodes."""
+    environment.validate_settings(num_devices=devices, num_nodes=nodes)
+    if environment.creates_processes_externally and isinstance(environment, SLURMEnvironment | TorchElasticEnvironment):
+        tasks = environment.world_size()
+        if tasks != devices * nodes:
+            raise ValueError(
+                f"this job has {tasks} tasks, but trainer.devices={devices} x trainer.num_nodes={nodes} are "
+                f"{devices * nodes}; give the tasks of a node and the nodes"
+            )

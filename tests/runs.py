@@ -1,0 +1,129 @@
+"""Runs of the engine in forked processes, which share one loaded model: starting Python takes longer than a run."""
+
+import json
+import os
+import signal
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ph2p import engine, stopping
+from ph2p.config import load_config
+from ph2p.report import read_results
+
+QUICK = [
+    *("debug=quick", "data=folder", "data.batch_size=2", "trainer=cpu", "evaluation.draws=2", "generator.steps=1"),
+    *("method.prompt_length=3", "method.draws=1", "method.selection.steps=1", "method.selection.draws=2"),
+    *("method.selection.finalists=1",),
+]
+SMALL = [
+    *(*QUICK, "method.budget=90", "method.optimizer.max_eval=4"),
+    *("method.search.draws=1", "method.search.share=0.4", "method.search.swaps=6"),
+]
+
+
+def make_pictures(folder: Path, count: int = 5) -> Path:
+    """Pictures of 16 pixels, 0.png and so on."""
+    folder.mkdir(parents=True)
+    random = torch.Generator().manual_seed(0)
+    for k in range(count):
+        colour = torch.rand(3, generator=random)
+        pixels = (torch.rand(16, 16, 3, generator=random) * colour * 255).byte().numpy()
+        Image.fromarray(pixels).save(folder / f"{k}.png")
+    return folder
+
+
+def light_denoiser(noisy: Tensor, timesteps: Tensor, conditioning: dict[str, Tensor]) -> Tensor:
+    """A denoiser (K, C, h, w) that takes no time, not convex in the prompt: what it predicts is not at stake."""
+    hidden = conditioning["encoder_hidden_states"]  # (K, L, E)
+    colour = torch.sin(2 * hidden.cumsum(1)[:, ::3, :4]).mean(1)[:, :, None, None]  # (K, 4, 1, 1)
+    return 0.9 * noisy + colour * (1 + timesteps[:, None, None, None] / 1000)
+
+
+class Runner:
+    """Runs configurations that differ from `words` in keys that do not concern the loaded model."""
+
+    def __init__(self, words: list[str]) -> None:
+        torch.set_num_threads(1)  # a pool of threads does not survive a fork; and sums keep their order
+        self.words = words
+        self.inverter = engine.load_inverter(load_config(words))
+        self.inverter.generator.predict = light_denoiser
+
+    def start(self, *words: str, before: Callable[[], None] = lambda: None, **environment: object) -> int:
+        """Fork a run; returns its process id. `before` is called in the new process first of all."""
+        process = os.fork()
+        if process:
+            return process
+        code = 70
+        try:
+            stopping.listen()
+            os.environ.update({name: str(value) for name, value in environment.items()})
+            before()
+            self._be_quiet()
+            code = self._run(words)
+        except BaseException as error:
+            print(f"{type(error).__name__}: {error}", file=sys.stderr)
+            code = getattr(error, "code", 2 if isinstance(error, engine.UserError) else 70)
+        finally:
+            sys.stderr.flush()
+            os._exit(code)
+
+    def _run(self, words: tuple[str, ...]) -> int:
+        cfg = load_config([*self.words, *words])
+        engine.load_inverter = lambda cfg: replace(self.inverter, cfg=cfg)
+        return engine.run(cfg)
+
+    @staticmethod
+    def _be_quiet() -> None:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+
+    def run(self, *words: str, before: Callable[[], None] = lambda: None, **environment: object) -> int:
+        """Run to the end; returns the exit code, minus the signal's number where one has killed it."""
+        return ended(self.start(*words, before=before, **environment))
+
+    def ranks(self, world: int, *words: str) -> list[int]:
+        """Run as so many ranks, started as a cluster would; returns their exit codes."""
+        words = (f"trainer.devices={world}", *words)
+        return [ended(process) for process in [self.start(*words, LOCAL_RANK=rank) for rank in range(world)]]
+
+
+def ended(process: int) -> int:
+    return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
+
+
+def kill_after(process: int, seconds: float, number: signal.Signals) -> int:
+    """Send the signal after a while, if the process still runs; returns its exit code."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        done, status = os.waitpid(process, os.WNOHANG)
+        if done:
+            return os.waitstatus_to_exitcode(status)
+        time.sleep(0.002)
+    os.kill(process, number)
+    return ended(process)
+
+
+def lines(folder: Path) -> list[dict]:
+    """All records of all ranks, each line of which must be whole."""
+    parts = sorted((folder / "results").glob("part-*.jsonl"))
+    return [json.loads(line) for part in parts for line in part.read_text(encoding="utf-8").splitlines()]
+
+
+def found(folder: Path) -> dict[str, dict]:
+    """What a run has found, without what may differ: an image's record, its files as bytes."""
+    times = Counter(record["image_id"] for record in lines(folder) if record["status"] == "ok")
+    assert set(times.values()) <= {1}, times
+    result = {}
+    for record in read_results(folder):
+        files = record.pop("files", {})
+        names = [name for value in files.values() for name in (value if isinstance(value, list) else [value])]
+        del record["seconds"], record["peak_memory"]
+        result[record["image_id"]] = record | {name: (folder / name).read_bytes() for name in names}
+    return result

@@ -1,0 +1,256 @@
+"""A run that is interrupted, in whatever way, ends with the results of one that was not, to the last bit."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+from runs import QUICK, SMALL, Runner, found, kill_after, lines, make_pictures
+
+from ph2p import engine, inverter
+from ph2p.checkpoint import BatchCheckpoint
+from ph2p.errors import UserError
+from ph2p.inversion import PromptInversion
+from ph2p.results import ResultsFolder
+
+SHM = Path("/dev/shm")  # in memory: a checkpoint is flushed to the disk after every epoch
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    if not os.access(SHM, os.W_OK):
+        yield tmp_path_factory.mktemp("resume")
+        return
+    folder = SHM / f"ph2p-{os.getpid()}"
+    folder.mkdir()
+    yield folder
+    subprocess.run(["rm", "-r", str(folder)], check=True)
+
+
+@pytest.fixture(scope="module")
+def runner(place, model_overrides) -> Runner:
+    pictures = make_pictures(place / "pictures")
+    return Runner([*SMALL, *model_overrides, f"output={place}/out", f"data.path={pictures}"])
+
+
+@pytest.fixture(scope="module")
+def undisturbed(place, runner) -> dict[str, dict]:
+    assert runner.run("name=undisturbed") == 0
+    assert not list((place / "out/undisturbed/checkpoints").iterdir())
+    result = found(place / "out" / "undisturbed")
+    assert len(result) == 5 and len({record["loss"] for record in result.values()}) == 5
+    return result
+
+
+# --- killed at random moments -------------------------------------------------------------------------------------
+
+
+def test_killed_at_random_moments(place, runner, undisturbed):
+    """20 SIGKILLs and 10 SIGTERMs that find the run alive; half of the killed leave a torn line too."""
+    chance, kills, runs = random.Random(0), {signal.SIGKILL: 0, signal.SIGTERM: 0}, 0
+    wanted = {signal.SIGKILL: 20, signal.SIGTERM: 10}
+    folder = place / "out" / "killed-0"
+    while kills != wanted or not folder.exists():
+        left = [number for number in wanted for _ in range(wanted[number] - kills[number])]
+        number = chance.choice(left)
+        code = kill_after(runner.start(f"name={folder.name}"), chance.uniform(0.05, 0.8), number)
+        if code == 0:  # it was faster
+            assert found(folder) == undisturbed
+            runs += 1
+            folder = place / "out" / f"killed-{runs}"
+            continue
+        assert code == (143 if number == signal.SIGTERM else -number)
+        kills[number] += 1
+        part = folder / "results" / "part-00000.jsonl"
+        if number == signal.SIGKILL and part.exists() and chance.random() < 0.5:
+            part.write_bytes(part.read_bytes() + b'{"image_id": "3.png", "stat')
+    assert runner.run(f"name={folder.name}") == 0
+    assert found(folder) == undisturbed
+
+
+def crash_after(steps: int):
+    """Let the run raise an error at its report number `steps`: an epoch, a round of the search, a phase."""
+
+    def install() -> None:
+        call, left = inverter.Inverter.__call__, [steps]
+
+        def counting(self, targets, report, checkpoint):
+            def count(share, what):
+                report(share, what)
+                left[0] -= 1
+                if left[0] <= 0:
+                    raise RuntimeError(what)
+
+            return call(self, targets, count, checkpoint)
+
+        inverter.Inverter.__call__ = counting
+
+    return install
+
+
+def test_an_error_after_every_single_epoch_and_round(place, runner, undisturbed):
+    folder, crashes = place / "out" / "crashing", 0
+    # The two last reports of a batch lie behind the last checkpoint, so three steps are needed to get over them.
+    while (code := runner.run("name=crashing", before=crash_after(3))) != 0:
+        assert code == 70 and crashes < 60
+        crashes += 1
+    assert crashes >= 10
+    assert found(folder) == undisturbed
+
+
+def test_a_kill_between_the_records_of_a_batch(place, runner, undisturbed):
+    def install():
+        write, written = engine.write, []
+
+        def once(result, results):
+            if len(written) == 1:
+                os.kill(os.getpid(), signal.SIGKILL)
+            written.append(write(result, results))
+
+        engine.write = once
+
+    assert runner.run("name=between", before=install) == -signal.SIGKILL
+    assert [record["image_id"] for record in lines(place / "out" / "between")] == ["0.png"]
+    assert runner.run("name=between") == 0
+    assert found(place / "out" / "between") == undisturbed
+
+
+@pytest.mark.parametrize("method", ["soft", "pez_diffusion"])
+def test_sigterm_within_an_epoch(place, runner, model_overrides, method):
+    """AdamW's state and the position among the epoch's draws are in the checkpoint, and no step is repeated."""
+    fixed = [f"output={place}/out", f"data.path={place}/pictures", "method.budget=60", "method.selection.shortlist=2"]
+    runner = Runner([*QUICK, *model_overrides, f"method={method}", "method.steps=5", *fixed])
+
+    def counted(stop_at: int):
+        def install():
+            step, count, log = PromptInversion.training_step, [0], place / f"{method}-steps"
+
+            def training_step(self, batch, batch_index):
+                count[0] += 1
+                if count[0] == stop_at:
+                    os.kill(os.getpid(), signal.SIGTERM)
+                log.write_bytes((log.read_bytes() if log.exists() else b"") + b".")
+                return step(self, batch, batch_index)
+
+            PromptInversion.training_step = training_step
+
+        return install
+
+    assert runner.run(f"name={method}", before=counted(0)) == 0
+    steps = len((place / f"{method}-steps").read_bytes())
+    (place / f"{method}-steps").unlink()
+    for stop_at in (3, 4, 2):
+        assert runner.run(f"name={method}-stopped", before=counted(stop_at)) == 143
+    assert runner.run(f"name={method}-stopped", before=counted(0)) == 0
+    assert len((place / f"{method}-steps").read_bytes()) == steps
+    assert found(place / "out" / f"{method}-stopped") == found(place / "out" / method)
+
+
+# --- the checkpoint -----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def stopped(place, runner) -> Path:
+    """The folder of a run that was stopped in the middle of its first batch."""
+    assert runner.run("name=stopped", before=crash_after(2)) == 70
+    return place / "out" / "stopped"
+
+
+def test_a_checkpoint_is_small_whole_and_holds_nothing_frozen(stopped):
+    (file,) = (stopped / "checkpoints").iterdir()
+    assert file.stat().st_size < 50_000
+    content = torch.load(file, weights_only=True)
+    assert set(content["state_dict"]) == {"prompt", "token_ids", "losses", "first_losses", "evaluations"}
+    assert content["ph2p"]["image_ids"] == ["0.png", "1.png"]
+    assert not [path for path in stopped.rglob(".*") if path.is_file()]  # no half-written file is left behind
+
+
+def test_a_checkpoint_of_another_folder_goes_on(place, runner, stopped, undisturbed):
+    checkpoint = stopped / "checkpoints" / "part-00000.ckpt"
+    assert runner.run("name=moved", f"ckpt_path={checkpoint}") == 0
+    assert found(place / "out" / "moved") == undisturbed
+    assert checkpoint.exists()
+    assert runner.run("name=other", f"ckpt_path={checkpoint}", f"data.path={place}/pictures/4.png") == 2
+
+
+def test_a_changed_configuration_is_refused_with_its_key(runner, stopped, capfd):
+    before = (stopped / "checkpoints" / "part-00000.ckpt").read_bytes()
+    assert runner.run("name=stopped", "method.draws=2") == 2
+    assert "method.draws=1, not 2" in capfd.readouterr().err
+    assert runner.run("name=fresh", f"ckpt_path={stopped}/checkpoints/part-00000.ckpt", "seed=1") == 2
+    assert "seed=0, not 1" in capfd.readouterr().err
+    assert (stopped / "checkpoints" / "part-00000.ckpt").read_bytes() == before
+    assert runner.run("name=stopped", "method.prompt_length=2", "resume=force") == 0  # the batch begins anew
+    assert all(len(record["token_ids"]) == 2 for record in lines(stopped))
+
+
+def test_a_broken_checkpoint_gives_one_line(tmp_path):
+    path = tmp_path / "part-00000.ckpt"
+    for content in (b"", b"nonsense", b"PK\x03\x04" + bytes(100)):
+        path.write_bytes(content)
+        with pytest.raises(UserError, match=r"part-00000\.ckpt: cannot be read as a checkpoint"):
+            BatchCheckpoint(path, {}).read()
+        assert BatchCheckpoint(path, {}).read(force=True) == []
+
+
+# --- the disk -----------------------------------------------------------------------------------------------------
+
+
+def test_torn_lines_are_completed_or_removed(tmp_path):
+    from ph2p.config import load_config
+
+    cfg, whole = load_config([]), json.dumps({"image_id": "a", "status": "ok"})
+    part = tmp_path / "results" / "part-00000.jsonl"
+    part.parent.mkdir()
+    for torn, kept in ((whole, [whole]), (whole[:-3], []), ("\0" * 50, []), ("", [])):
+        part.write_text("".join(f"{line}\n" for line in [whole]) + torn)
+        results = ResultsFolder(tmp_path, cfg)
+        results.append({"image_id": "b"})
+        results.close()
+        assert part.read_text().splitlines() == [whole, *kept, '{"image_id": "b"}']
+
+
+def test_two_runs_do_not_write_the_same_part(tmp_path, monkeypatch):
+    from ph2p.config import load_config
+
+    monkeypatch.setattr("ph2p.results.LOCK_PATIENCE", 0.1)
+    first = ResultsFolder(tmp_path, load_config([]))
+    with pytest.raises(UserError, match="another run is writing it"):
+        ResultsFolder(tmp_path, load_config([]))
+    ResultsFolder(tmp_path, load_config([]), "part-00001").close()
+    first.close()
+    ResultsFolder(tmp_path, load_config([])).close()
+
+
+@contextmanager
+def mounted(folder: Path, options: str):
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)]
+    if os.geteuid() != 0 or subprocess.run(mount, capture_output=True).returncode != 0:
+        pytest.skip("may not mount a file system")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_a_full_disk_loses_nothing(place, runner, undisturbed, capfd):
+    with mounted(place / "full", "size=64k") as disk:
+        assert runner.run(f"output={disk}", "name=a") == 2
+        assert "no space left; free some" in capfd.readouterr().err
+        lines(disk / "a")  # each is whole
+        subprocess.run(["mount", "-o", "remount,size=4m", str(disk)], check=True)
+        assert runner.run(f"output={disk}", "name=a") == 0
+        assert found(disk / "a") == undisturbed
+
+
+def test_a_read_only_output_gives_one_line(place, runner, capfd):
+    with mounted(place / "fixed", "ro") as disk:
+        assert runner.run(f"output={disk}", "name=a") == 2
+        (line,) = capfd.readouterr().err.splitlines()
+        assert "cannot be written (Read-only file system); choose another output=" in line
