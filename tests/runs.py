@@ -124,6 +124,7 @@ def found(folder: Path) -> dict[str, dict]:
     for record in read_results(folder):
         files = record.pop("files", {})
         names = [name for value in files.values() for name in (value if isinstance(value, list) else [value])]
-        del record["seconds"], record["peak_memory"]
+        for key in ("seconds", "peak_memory"):
+            record.pop(key, None)  # a failed image has none
         result[record["image_id"]] = record | {name: (folder / name).read_bytes() for name in names}
     return result
