@@ -240,9 +240,18 @@ class ClipImageStage(ClipStage):
     families = 6  # of siblings in a batch, 19 each
 
     def __init__(
-        self, seed: int, steps: int, scenes, pictures, tokenizer, text_encoder: CLIPTextModel, known: int = 400
+        self,
+        seed: int,
+        steps: int,
+        scenes: list[world.Scene],
+        pictures: np.ndarray,
+        tokenizer: CLIPTokenizer,
+        text_encoder: CLIPTextModel,
+        earlier: CLIPModel,
+        known: int = 400,  # scenes whose siblings are painted
     ):
         super().__init__(seed, steps, scenes, pictures, tokenizer)
+        self.model.load_state_dict(earlier.state_dict())
         set_text_tower(self.model, text_encoder)
         self.model.text_model.requires_grad_(False)
         alone = [scene for scene in scenes if scene.place][:known]
@@ -547,12 +556,11 @@ def pretrain(args: argparse.Namespace) -> None:
             stage.average.module.load_state_dict(stage.model.state_dict())
         fit(stage, args.work, **options)
         save_pipeline(stage.average.module, args.weights)
-    if "clip_image" in args.stages and not (args.weights / "clip").exists():
-        steps = args.clip_image_steps
-        stage = ClipImageStage(args.seed, steps, scenes, pictures, _tokenizer(args), _text_encoder(args))
-        earlier = torch.load(args.work / "clip" / "last.ckpt", weights_only=True)["state_dict"]
-        own = {k: v for k, v in earlier.items() if ".text_model." not in k}
-        stage.load_state_dict(own, strict=False)
+    if "clip_image" in args.stages and (args.another_round or not (args.weights / "clip").exists()):
+        earlier = _earlier_clip(args)
+        stage = ClipImageStage(
+            args.seed, args.clip_image_steps, scenes, pictures, _tokenizer(args), _text_encoder(args), earlier
+        )
         fit(stage, args.work, **options)
         save_clip(stage, args.weights)
     print(f"stages {', '.join(args.stages)}: {(time.time() - started) / 60:.1f} minutes", flush=True)
@@ -575,6 +583,16 @@ def save_pipeline(model: nn.ModuleDict, weights: Path) -> None:
         requires_safety_checker=False,
     )
     pipeline.to(dtype=torch.float16).save_pretrained(weights, safe_serialization=True)
+
+
+def _earlier_clip(args: argparse.Namespace) -> CLIPModel:
+    """Both towers as the contrastive stage left them, or, for another round, as they stand in the weights folder."""
+    if args.another_round:
+        return CLIPModel.from_pretrained(args.weights / "clip", dtype=torch.float32)
+    model = CLIPModel(clip_config(_tokenizer(args)))
+    state = torch.load(args.work / "clip" / "last.ckpt", weights_only=True)["state_dict"]
+    model.load_state_dict({name.removeprefix("model."): value for name, value in state.items()})
+    return model
 
 
 def _text_encoder(args: argparse.Namespace) -> CLIPTextModel:
