@@ -15,6 +15,7 @@ LAYERS = (  # from the ground up
     "memory",
     "schedule",
     "tiny.world",
+    "tiny.coco",
     "pretrained",
     "vocabulary",
     "optim",
@@ -22,6 +23,15 @@ LAYERS = (  # from the ground up
     "frozen",
     "scorer",
     "generators",
+    "data.images",
+    "data.targets",
+    "data.folder",
+    "data.captioned",
+    "data.coco",
+    "data.shards",
+    "data.scenes",
+    "data.draws",
+    "data.module",
     "data",
     "objectives",
     "inversion",
@@ -29,6 +39,7 @@ LAYERS = (  # from the ground up
     "results",
     "checkpoint",
     "callbacks",
+    "logs",
     "config",
     "evaluation",
     "strategy",
@@ -39,7 +50,7 @@ LAYERS = (  # from the ground up
     "tiny.bars",
     "tiny.pretrain",
 )
-LIGHTNING = {"inversion", "checkpoint", "callbacks", "data", "strategy", "inverter", "cluster", "engine"}
+LIGHTNING = {"inversion", "checkpoint", "callbacks", "logs", "data.module", "strategy", "inverter", "cluster", "engine"}
 LIGHTNING |= {"tiny.pretrain"}
 LIGHTNING_PARTS = {"pytorch_lightning", "lightning_fabric"}  # older names of what `lightning` holds
 READERS = {"report"}  # they read results folders only
