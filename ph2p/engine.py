@@ -24,6 +24,7 @@ from ph2p.data import Target, TargetError, Targets, from_pil, load_image
 from ph2p.errors import UserError
 from ph2p.generators import LOADING, Generator, load_generator
 from ph2p.inverter import Inversion, Inverter, as_record
+from ph2p.logs import RunLog, make_loggers
 from ph2p.memory import MicroBatch
 from ph2p.report import read_results, summary_table, write_report
 from ph2p.results import ResultsFolder, settings
@@ -58,12 +59,15 @@ def run(cfg: DictConfig) -> int:
     results = ResultsFolder(Path(cfg.output) / cfg.name, cfg, part)
     try:
         with ranks:  # from here on there are several, where there are to be
+            inverter.log = _build("logger", lambda: RunLog(results.log, make_loggers(cfg)))
             _invert_share(inverter, targets, share(len(targets), shard, ranks.rank, ranks.world), results, ranks)
             codes = ranks.wait()
             return _summarise(results.folder, {targets.ids[k] for k in share(len(targets), shard, 0, 1)}, ranks, codes)
     except stopping.Stopped as stopped:
         return _stop(stopped, results.folder)
     finally:
+        if inverter.log:
+            inverter.log.close()
         results.close()
 
 
@@ -156,8 +160,7 @@ def _check_parts(cfg: DictConfig) -> torch.device:
         dummy = torch.nn.Parameter(torch.zeros(1, 1))
         _build("method.optimizer", lambda: instantiate(cfg.method.optimizer, _partial_=True)([dummy]))
     trainer = _build("trainer", lambda: L.Trainer(**trainer_options(cfg.trainer), logger=False))
-    if cfg.logger:
-        _build("logger", lambda: instantiate(cfg.logger))
+    _build("logger", lambda: make_loggers(cfg))
     return trainer.strategy.root_device
 
 
@@ -232,7 +235,7 @@ def write(result: Inversion, results: ResultsFolder) -> None:
         }
         for c in result.candidates
     ]
-    content = {"loss_curve": result.loss_curve, "candidates": candidates}
+    content = {"loss_curve": result.loss_curve, "search_curve": result.search_curve, "candidates": candidates}
     files["candidates"] = results.write_candidates(image_id, content)
     results.append(as_record(result) | {"files": files})
 

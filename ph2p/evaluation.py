@@ -1,5 +1,6 @@
 """Choosing the winner among the candidates of an image, and measuring it on draws that nothing was chosen on."""
 
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -7,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ph2p.data import Draws
+from ph2p.errors import UserError
 from ph2p.generators import Generator
 from ph2p.metrics import cosine_similarity
 from ph2p.objectives import candidate_losses
@@ -115,6 +117,27 @@ def paint(generator: Generator, prompts: list[str], seeds: list[int], steps: int
         )
 
     return generator.microbatch.run("pictures", 2 * PICTURES_AT_ONCE, some)
+
+
+def readable(generator: Generator, text: str) -> tuple[str, str]:
+    """As much of a text as the model can read, and a word on what it cannot: empty when it reads all.
+
+    A text beyond the model's context is cut after the last whole word that fits, or within the first one where not
+    even that fits. Of a text with characters that the vocabulary lacks nothing is left.
+    """
+    vocabulary, room = generator.vocabulary, generator.max_prompt_length
+    try:
+        length = len(vocabulary.encode(text))
+    except UserError:
+        return "", "not measured: it holds what this vocabulary lacks"
+    if length <= room:
+        return text, ""
+    for parts, space in ((text.split(), " "), (list(text), "")):
+        lengths = range(1, len(parts) + 1)
+        count = bisect_right(lengths, room, key=lambda k: len(vocabulary.encode(space.join(parts[:k]))))
+        if count:
+            break
+    return space.join(parts[:count]), f"cut for its loss: of {length} tokens this model reads {room}"
 
 
 def text_losses(generator: Generator, latents: Tensor, texts: Sequence[str], draws: Draws) -> list[float]:

@@ -16,11 +16,21 @@ from ph2p.checkpoint import BatchCheckpoint
 from ph2p.config import plan
 from ph2p.data import Draws, InversionData, Target, make_draws
 from ph2p.errors import UserError
-from ph2p.evaluation import Candidate, Pool, paint, rank_finalists, shortlist, text_losses, validate_candidates
+from ph2p.evaluation import (
+    Candidate,
+    Pool,
+    paint,
+    rank_finalists,
+    readable,
+    shortlist,
+    text_losses,
+    validate_candidates,
+)
 from ph2p.generators import Generator
 from ph2p.inversion import PromptInversion
+from ph2p.logs import LogCurves, RunLog
 from ph2p.memory import peak_memory
-from ph2p.metrics import cosine_similarity, regret, word_recall
+from ph2p.metrics import cosine_similarity, regret, rouge, word_recall
 from ph2p.objectives import ClipObjective, DenoisingObjective, candidate_losses
 from ph2p.scorer import Scorer
 from ph2p.search import greedy_swaps
@@ -34,7 +44,10 @@ class Inversion:
     """The prompt found for one image, what it is worth and what it cost.
 
     Losses are mean squared denoising errors on the evaluation draws. `regret`, `word_recall` and the caption's
-    figures need ground truth and are None without; `loss_soft` is the continuous prompt's loss for methods
+    figures need ground truth and are None without. Where people described the picture, `loss_reference` is the
+    lowest of their captions' losses, and the other figures of references compare the prompt with the nearest one in
+    words: `reference_similarity` by CLIP, in [-1, 1], ROUGE-1 and ROUGE-L in [0, 1]. `notes` says what was cut or
+    could not be measured. `loss_soft` is the continuous prompt's loss for methods
     that end with one. `forward_samples` and `backward_samples` count all that served to find the prompt,
     `evaluation_samples` the measurement and pictures afterwards; `seconds` is the image's share of its batch,
     `peak_memory` the process's largest so far in MiB, on a GPU or else of main memory.
@@ -59,8 +72,15 @@ class Inversion:
     regret: float | None = None
     word_recall: float | None = None
     clip_similarity_caption: float | None = None
+    references: list[str] = field(default_factory=list)
+    loss_reference: float | None = None
+    reference_similarity: float | None = None
+    reference_rouge1: float | None = None
+    reference_rouge_l: float | None = None
+    notes: list[str] = field(default_factory=list)
     loss_soft: float | None = None
     loss_curve: list[float] = field(default_factory=list)  # an entry an epoch
+    search_curve: list[float] = field(default_factory=list)  # an entry a round, the start first; on its own draws
     candidates: list[Candidate] = field(default_factory=list)  # the winner first
     target: Tensor | None = None  # (3, H, W) in [0, 1]
     pictures: Tensor | None = None  # (renders, 3, H, W) in [0, 1], painted from the prompt
@@ -82,6 +102,7 @@ class Batch:
         self.latents = generator.encode_images(self.images)  # (B, C, h, w)
         self.features = scorer.image_features(self.images)  # (B, E)
         self.forward, self.backward = [0] * len(targets), [0] * len(targets)
+        self.search_curves: list[list[float]] = [[] for _ in targets]
         self.checkpoint = checkpoint
         self.started = time.perf_counter() - (checkpoint.about["seconds"] if checkpoint else 0)
 
@@ -102,6 +123,7 @@ class Inverter:
     generator: Generator
     scorer: Scorer
     cfg: DictConfig
+    log: RunLog | None = None
 
     def __call__(
         self,
@@ -147,7 +169,8 @@ class Inverter:
             data = InversionData(goals, rows, self.cfg.seed, method.draws, method.steps, tuple(method.timesteps))
             share = 0.9 * (1 - method.search.share) if method.search else 0.9
             progress = EpochProgress(lambda done: report(share * done, "optimising"))
-            self._fit(batch, module, data, epochs, [DelayedProjection(method.snap), history, progress])
+            logs = [LogCurves(self.log, rows, method.snap)] if self.log else []
+            self._fit(batch, module, data, epochs, [DelayedProjection(method.snap), history, *logs, progress])
             spent = int(module.evaluations) * method.draws * restarts if objective.needs_denoiser else 0
             batch.spend(spent, spent)
         else:
@@ -190,7 +213,7 @@ class Inverter:
             **options,
             max_epochs=epochs,
             callbacks=callbacks,
-            logger=instantiate(self.cfg.logger) if self.cfg.logger else False,
+            logger=False,  # a logger is of the whole run, an image batch is a fit: see `logs.py`
             enable_checkpointing=False,
             enable_progress_bar=False,
             enable_model_summary=False,
@@ -223,6 +246,7 @@ class Inverter:
         )
         gradients = starts.shape[1] * rounds * search.draws
         batch.spend(starts.shape[1] * search.draws + gradients * (1 + search.swaps), gradients)
+        batch.search_curves = losses.view(len(batch.ids), -1, rounds + 1).amin(1).tolist()
         later = pool.epochs[0, -1] + torch.arange(rounds + 1, device=begin.device)
         return Pool(
             torch.cat([best.token_ids, found.view(len(batch.ids), -1, found.shape[2])], 1),
@@ -295,6 +319,7 @@ class Inverter:
                 seconds=seconds,
                 peak_memory=peak_memory(),
                 loss_curve=curves[row].tolist(),
+                search_curve=batch.search_curves[row],
                 candidates=candidates[row],
                 target=target.image,
                 pictures=pictures[row],
@@ -302,6 +327,7 @@ class Inverter:
             for row, target in enumerate(batch.targets)
         ]
         self._compare_with_captions(batch, results, draws)
+        self._compare_with_references(batch, results, draws)
         self._measure_soft_prompts(batch, results, prompts, draws)
         return results
 
@@ -317,20 +343,43 @@ class Inverter:
 
     def _compare_with_captions(self, batch: Batch, results: list[Inversion], draws: Draws) -> None:
         """Fill in the figures that need a true caption, for the images that have one."""
-        known = [row for row, target in enumerate(batch.targets) if target.caption]
+        read = {}
+        for row, target in enumerate(batch.targets):
+            if target.caption:
+                read[row], note = readable(self.generator, target.caption)
+                results[row].notes += [f"true caption {note}"] if note else []
+        known = [row for row, text in read.items() if text]
         if not known:
             return
-        captions = [batch.targets[row].caption for row in known]
+        captions = [read[row] for row in known]
         rows = torch.tensor(known, device=batch.latents.device)
         losses = text_losses(self.generator, batch.latents[rows], captions, draws[rows])
         pictures, similarity = self._paint(captions, batch.features[rows])
         for k, row in enumerate(known):
             result, words = results[row], batch.targets[row].words
-            result.caption, result.loss_caption = captions[k], losses[k]
+            result.caption, result.loss_caption = batch.targets[row].caption, losses[k]
             result.regret = regret(result.loss, losses[k], result.loss_empty)
             result.word_recall = word_recall(result.prompt, words) if words else None
             result.clip_similarity_caption, result.caption_pictures = similarity[k], pictures[k]
             result.evaluation_samples += self.cfg.evaluation.draws + len(pictures[k]) * 2 * self.cfg.generator.steps
+
+    def _compare_with_references(self, batch: Batch, results: list[Inversion], draws: Draws) -> None:
+        """Fill in what people's captions tell, for the images that have any."""
+        for row, target in enumerate(batch.targets):
+            if not target.references:
+                continue
+            result, texts = results[row], []
+            for number, reference in enumerate(target.references, 1):
+                text, note = readable(self.generator, reference)
+                texts += [text] if text else []
+                result.notes += [f"reference {number} {note}"] if note else []
+            rows = torch.full((len(texts),), row, device=batch.latents.device)
+            losses = text_losses(self.generator, batch.latents[rows], texts, draws[rows])
+            prompt, *others = self.scorer.text_features([result.prompt, *target.references])
+            result.references, result.loss_reference = list(target.references), min(losses, default=None)
+            result.reference_similarity = float(cosine_similarity(prompt, torch.stack(others)).max())
+            result.reference_rouge1, result.reference_rouge_l = rouge(result.prompt, target.references)
+            result.evaluation_samples += len(texts) * self.cfg.evaluation.draws
 
     @torch.no_grad()
     def _measure_soft_prompts(self, batch: Batch, results: list[Inversion], prompts: Tensor, draws: Draws) -> None:
@@ -355,5 +404,5 @@ def _search_checkpoint(batch: Batch) -> tuple[Callable[[dict[str, Tensor]], None
 
 def as_record(result: Inversion) -> dict[str, Any]:
     """The result as one line of `results/part-*.jsonl`: everything but tensors, curve and candidates."""
-    left_out = ("loss_curve", "candidates", "target", "pictures", "caption_pictures")
+    left_out = ("loss_curve", "search_curve", "candidates", "target", "pictures", "caption_pictures")
     return {"status": "ok", "error": None} | {k: v for k, v in vars(result).items() if k not in left_out}

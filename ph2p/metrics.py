@@ -9,6 +9,7 @@ import torch
 from scipy.stats import bootstrap
 from torch import Tensor
 from torchmetrics import Metric
+from torchmetrics.functional.text import rouge_score
 
 
 def regret(loss: float, loss_caption: float, loss_empty: float) -> float:
@@ -26,6 +27,23 @@ def word_recall(prompt: str, words: Sequence[Collection[str]]) -> float:
     """Share of the ground-truth attributes, each a set of synonyms, that the prompt names: in [0, 1]."""
     said = set(re.findall(r"[^\W\d_]+", prompt.lower()))
     return sum(bool(said & set(synonyms)) for synonyms in words) / len(words)
+
+
+def rouge(prompt: str, references: Sequence[str]) -> tuple[float, float]:
+    """ROUGE-1 and ROUGE-L of a prompt (Lin 2004), F measures in [0, 1], each against its best reference.
+
+    ROUGE-1 compares the words whatever their order, which found prompts hardly have; ROUGE-L their longest common
+    subsequence. Words of any script count, in lower case.
+    """
+    scores = rouge_score(
+        prompt,
+        [list(references)],
+        accumulate="best",
+        rouge_keys=("rouge1", "rougeL"),
+        normalizer=str.lower,
+        tokenizer=lambda text: re.findall(r"\w+", text),
+    )
+    return float(scores["rouge1_fmeasure"]), float(scores["rougeL_fmeasure"])
 
 
 def confidence_interval(

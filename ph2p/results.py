@@ -3,8 +3,9 @@
 config.yaml                the resolved configuration
 results/part-*.jsonl       one line an image, a file for each rank, flushed to the disk as soon as it is known
 checkpoints/part-*.ckpt    the batch that a rank is at
+logs/part-*.csv            every epoch's figures of every image (`logs.py`)
 images/<slug>/*.png        the target and what the model paints
-candidates/<slug>.json     loss curve and candidates
+candidates/<slug>.json     loss curves and candidates
 index.html                 the page (`report.py`)
 """
 
@@ -12,6 +13,7 @@ import errno
 import fcntl
 import io
 import json
+import math
 import os
 import time
 from collections.abc import Iterator
@@ -45,6 +47,7 @@ class ResultsFolder:
         self.folder = folder
         self.part = folder / "results" / f"{part}.jsonl"
         self.checkpoint = folder / "checkpoints" / f"{part}.ckpt"
+        self.log = folder / "logs" / f"{part}.csv"
         with plain_disk_errors(folder):
             for name in ("results", "images", "candidates"):
                 (folder / name).mkdir(parents=True, exist_ok=True)
@@ -110,13 +113,13 @@ class ResultsFolder:
     def write_candidates(self, image_id: str, content: dict[str, Any]) -> str:
         path = self.folder / "candidates" / f"{slug(image_id)}.json"
         with plain_disk_errors(self.folder):
-            write_whole(path, json.dumps(content, ensure_ascii=False, indent=1).encode())
+            write_whole(path, as_json(content, indent=1))
         return path.relative_to(self.folder).as_posix()
 
     def append(self, record: dict[str, Any]) -> None:
         """Add an image's record; on return it is on the disk. It is written last, after what it names."""
         with plain_disk_errors(self.folder):
-            line, start = json.dumps(record, ensure_ascii=False).encode() + b"\n", self._file.seek(0, os.SEEK_END)
+            line, start = as_json(record) + b"\n", self._file.seek(0, os.SEEK_END)
             try:
                 while line:
                     line = line[self._file.write(line) :]
@@ -128,6 +131,19 @@ class ResultsFolder:
     def close(self) -> None:
         """Let another process write this part."""
         self._file.close()
+
+
+def as_json(content: dict[str, Any], indent: int | None = None) -> bytes:
+    """JSON in UTF-8, in which numbers that are not finite are null: JSON has no others."""
+    return json.dumps(_finite(content), ensure_ascii=False, indent=indent, allow_nan=False).encode()
+
+
+def _finite(node: Any) -> Any:
+    if isinstance(node, dict):
+        return {key: _finite(value) for key, value in node.items()}
+    if isinstance(node, list | tuple):
+        return [_finite(value) for value in node]
+    return None if isinstance(node, float) and not math.isfinite(node) else node
 
 
 def write_whole(path: Path, content: bytes) -> None:

@@ -15,6 +15,7 @@ LAYERS = (  # from the ground up
     "memory",
     "schedule",
     "tiny.world",
+    "tiny.coco",
     "pretrained",
     "vocabulary",
     "optim",
@@ -32,6 +33,15 @@ LAYERS = (  # from the ground up
     "generators.families",
     "generators.loading",
     "generators",
+    "data.images",
+    "data.targets",
+    "data.folder",
+    "data.captioned",
+    "data.coco",
+    "data.shards",
+    "data.scenes",
+    "data.draws",
+    "data.module",
     "data",
     "objectives",
     "inversion",
@@ -39,6 +49,7 @@ LAYERS = (  # from the ground up
     "results",
     "checkpoint",
     "callbacks",
+    "logs",
     "config",
     "evaluation",
     "strategy",
@@ -49,7 +60,7 @@ LAYERS = (  # from the ground up
     "tiny.bars",
     "tiny.pretrain",
 )
-LIGHTNING = {"inversion", "checkpoint", "callbacks", "data", "strategy", "inverter", "cluster", "engine"}
+LIGHTNING = {"inversion", "checkpoint", "callbacks", "logs", "data.module", "strategy", "inverter", "cluster", "engine"}
 LIGHTNING |= {"tiny.pretrain"}
 LIGHTNING_PARTS = {"pytorch_lightning", "lightning_fabric"}  # older names of what `lightning` holds
 READERS = {"report"}  # they read results folders only

@@ -39,10 +39,11 @@ class CaptionedTargets(Targets):
     ) -> None:
         root = Path(root).expanduser()
         self.folder, self.image_size, source = root / images, image_size, root / captions
-        if source.is_dir():
-            self.texts, found = source, dict.fromkeys(_pictures(self.folder), ())
+        self.texts = source if source.is_dir() else None
+        if self.texts:
+            found: dict[str, list[str]] = {name: [] for name in _pictures(self.folder)}
         else:
-            self.texts, found = None, _read_table(source, file_key, caption_key, delimiter)
+            found = _read_table(source, file_key, caption_key, delimiter)
         names = list(found)
         self.names = [names[k] for k in chosen(names, count, seed)]
         self.ids = [printable(name) for name in self.names]

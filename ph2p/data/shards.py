@@ -181,7 +181,7 @@ def _scan(shard: Path) -> Index:
                 if header.isreg() and not header.issparse() and stem and dot:
                     parts = found.setdefault(f"{folder}/{stem}" if folder else stem, {})
                     parts["." + suffix.lower()] = (header.offset_data, header.size)
-                tar.members.clear()  # it keeps every header that it has seen
+                tar.members = []  # type: ignore[attr-defined]  # it keeps every header that it has seen
             end = tar.offset
         with shard.open("rb") as file_:
             file_.seek(end)
