@@ -1,4 +1,4 @@
-"""The shipped job script under a real SLURM: interrupted as clusters do, the results are those of an undisturbed run."""
+"""The shipped job script under a real SLURM: interrupted as clusters do, it ends as an undisturbed run."""
 
 import os
 import sys
