@@ -6,12 +6,10 @@ Nothing here loads a model: whatever a run left behind, also an unfinished one, 
 import base64
 import io
 import json
-import math
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from datetime import datetime
-from itertools import accumulate, pairwise
 from pathlib import Path
 from statistics import fmean, median
 from typing import Any
@@ -22,6 +20,7 @@ from PIL import Image
 from rich.table import Table
 from rich.text import Text
 
+from ph2p.chart import NOTHING, finite, fixed, loss, place_curves, share
 from ph2p.errors import UserError
 
 Record = dict[str, Any]
@@ -30,7 +29,6 @@ SHOWN_CANDIDATES = 50
 LARGEST_EMBEDDED = 150_000  # bytes; larger pictures are shrunk, or a page of a hundred would be slow to open
 SHRUNK_SIDE = 640  # pixels: sharp at the size a card shows
 EMBEDDED_KINDS = ("image/png", "image/jpeg", "image/webp")
-NOTHING = "–"  # noqa: RUF001 - a dash where a figure is not known
 
 
 # --- records --------------------------------------------------------------------------------------
@@ -68,13 +66,7 @@ def _succeeded(record: Record) -> bool:
 
 def _figure(record: Record, key: str) -> float | None:
     """Return a finite number of the record, or None: what is not known is left out of every mean."""
-    return _finite(record.get(key))
-
-
-def _finite(value: object) -> float | None:
-    if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
-        return float(value)
-    return None
+    return finite(record.get(key))
 
 
 def _figures(records: Sequence[Record], key: str) -> list[float]:
@@ -85,29 +77,30 @@ def _figures(records: Sequence[Record], key: str) -> list[float]:
 
 
 def summary_table(records: Sequence[Record]) -> Table:
-    """Lay out the records as a table for the terminal, failed images with their error."""
+    """Lay out the records as a table for the terminal, failed images with their error.
+
+    A column that no image has a figure for is left out.
+    """
     table = Table(caption=_caption(records), header_style="bold")
     table.add_column("image", overflow="fold", max_width=28)
     table.add_column("prompt", overflow="fold", ratio=1)
-    for name in ("loss", "regret", "CLIP", "samples", "seconds"):
+    good = [record for record in records if _succeeded(record)]
+    columns = [name for name, (key, _) in COLUMNS.items() if not key or not good or _figures(good, key)]
+    for name in columns:
         table.add_column(name, justify="right", no_wrap=True)
     for record in records:
-        table.add_row(*_row(record))
+        table.add_row(*_row(record, columns))
     return table
 
 
-def _row(record: Record) -> list[Text]:
+def _row(record: Record, columns: Sequence[str]) -> list[Text]:
     # Text, not str: square brackets in names and prompts are no markup.
     name = Text(str(record["image_id"]))
     if not _succeeded(record):
         return [name, Text(f"failed: {record.get('error') or 'no reason was recorded'}", style="red")]
-    figures = (
-        _loss(_figure(record, "loss")),
-        _signed(_figure(record, "regret")),
-        _share(_figure(record, "clip_similarity")),
-        _count(sum(_samples([record]))),
-        _fixed(_figure(record, "seconds"), 1),
-    )
+    figures = []
+    for key, write in (COLUMNS[column] for column in columns):
+        figures.append(write(_figure(record, key) if key else sum(_samples([record]))))
     return [name, Text(str(record.get("prompt") or "")), *map(Text, figures)]
 
 
@@ -119,7 +112,11 @@ def _caption(records: Sequence[Record]) -> str:
     if recalls := _figures(good, "word_recall"):
         parts.append(f"words found {_percent(fmean(recalls))}")
     if similarities := _figures(good, "clip_similarity"):
-        parts.append(f"mean CLIP {_share(fmean(similarities))}")
+        parts.append(f"mean CLIP {share(fmean(similarities))}")
+    if texts := _figures(good, "reference_similarity"):
+        parts.append(f"to the nearest reference: CLIP {share(fmean(texts))}")
+    if words := _figures(good, "reference_rouge1"):
+        parts.append(f"ROUGE-1 {share(fmean(words))}")
     return " · ".join(parts)
 
 
@@ -128,18 +125,6 @@ def _samples(records: Sequence[Record]) -> tuple[float, float]:
 
 
 # --- figures as text ------------------------------------------------------------------------------
-
-
-def _fixed(value: float | None, digits: int) -> str:
-    return NOTHING if value is None else f"{value:.{digits}f}"
-
-
-def _loss(value: float | None) -> str:
-    return _fixed(value, 4)
-
-
-def _share(value: float | None) -> str:
-    return _fixed(value, 3)
 
 
 def _signed(value: float | None) -> str:
@@ -159,6 +144,16 @@ def _duration(seconds: float | None) -> str:
         return NOTHING if seconds is None else f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes // 60} h {minutes % 60:02d} min" if minutes >= 60 else f"{minutes} min {rest:02d} s"
+
+
+COLUMNS: dict[str, tuple[str, Callable[[float | None], str]]] = {  # of the terminal's table: key and how to write it
+    "loss": ("loss", loss),
+    "regret": ("regret", _signed),
+    "CLIP": ("clip_similarity", share),
+    "CLIP text": ("reference_similarity", share),
+    "samples": ("", _count),
+    "seconds": ("seconds", lambda value: fixed(value, 1)),
+}
 
 
 # --- the page -------------------------------------------------------------------------------------
@@ -260,8 +255,11 @@ def _totals(records: Sequence[Record], good: Sequence[Record]) -> list[dict[str,
         totals.append(_item("words found", _percent(fmean(recalls)), "mean share of true attributes named"))
     if similarities := _figures(good, "clip_similarity"):
         truths = _figures(good, "clip_similarity_caption")
-        note = f"caption {_share(fmean(truths))}" if truths else ""
-        totals.append(_item("CLIP similarity", _share(fmean(similarities)), "mean over images", note))
+        note = f"caption {share(fmean(truths))}" if truths else ""
+        totals.append(_item("CLIP similarity", share(fmean(similarities)), "mean over images", note))
+    if texts := _figures(good, "reference_similarity"):
+        words = _beside("ROUGE-1", share(fmean(_figures(good, "reference_rouge1") or [0.0])))
+        totals.append(_item("CLIP, text", share(fmean(texts)), "prompt and nearest reference, mean", words))
     forward, backward = _samples(good)
     if forward or backward:
         totals.append(_item("samples forward", _count(forward), "denoiser evaluations"))
@@ -281,14 +279,22 @@ def _card(folder: Path, record: Record) -> dict[str, Any]:
         "prompt": str(record.get("prompt") or ""),
         "caption": str(record.get("caption") or ""),
         "target": _embedded(folder, files.get("target")),
+        "references": [str(text) for text in _listed(record.get("references"))],
+        "notes": [str(note) for note in _listed(record.get("notes"))],
         "samples": [_embedded(folder, name) for name in _listed(files.get("samples"))],
+        "caption_samples": [_embedded(folder, name) for name in _listed(files.get("caption_samples"))],
         "facts": _facts(record),
-        "chart": _chart(
-            _listed(found.get("loss_curve")), _figure(record, "loss_empty"), _figure(record, "loss_caption")
-        ),
+        "chart": place_curves(_listed(found.get("loss_curve")), _listed(found.get("search_curve")), _bounds(record)),
         "candidates": [_candidate(_mapping(row)) for row in candidates[:SHOWN_CANDIDATES]],
         "candidates_total": len(candidates),
     }
+
+
+def _bounds(record: Record) -> list[tuple[str, str, float | None]]:
+    """The losses that a curve lies between: of no words, and of a caption."""
+    captions = {"true caption": "loss_caption", "best reference": "loss_reference"}
+    lower = [("lower", name, _figure(record, key)) for name, key in captions.items()]
+    return [("upper", "empty prompt", _figure(record, "loss_empty")), *lower]
 
 
 def _mapping(value: object) -> dict[str, Any]:
@@ -302,8 +308,8 @@ def _listed(value: object) -> list[Any]:
 def _candidate(row: dict[str, Any]) -> dict[str, str]:
     return {
         "prompt": str(row.get("prompt") or ""),
-        "loss": _loss(_figure(row, "loss")),
-        "clip": _share(_figure(row, "clip_similarity")),
+        "loss": loss(_figure(row, "loss")),
+        "clip": share(_figure(row, "clip_similarity")),
         "epoch": _count(_figure(row, "epoch")),
     }
 
@@ -311,14 +317,18 @@ def _candidate(row: dict[str, Any]) -> dict[str, str]:
 def _facts(record: Record) -> list[dict[str, str]]:
     """List an image's figures, each beside that of its true caption where there is one."""
     regret, recall = _figure(record, "regret"), _figure(record, "word_recall")
-    loss_note = _beside("caption", _loss(_figure(record, "loss_caption")))
-    clip_note = _beside("caption", _share(_figure(record, "clip_similarity_caption")))
+    caption = _beside("caption", loss(_figure(record, "loss_caption")))
+    loss_note = caption or _beside("best reference", loss(_figure(record, "loss_reference")))
+    clip_note = _beside("caption", share(_figure(record, "clip_similarity_caption")))
     forward, backward = _samples([record])
     facts = [
-        _item("loss", _loss(_figure(record, "loss")), "", loss_note),
+        _item("loss", loss(_figure(record, "loss")), "", loss_note),
         _item("regret", _signed(regret), "0: as good as the true caption", "", _grade(regret)),
-        _item("CLIP", _share(_figure(record, "clip_similarity")), "", clip_note),
+        _item("CLIP", share(_figure(record, "clip_similarity")), "", clip_note),
         _item("words found", _percent(recall), "share of the true attributes named"),
+        _item("CLIP, text", share(_figure(record, "reference_similarity")), "prompt and nearest reference"),
+        _item("ROUGE-1", share(_figure(record, "reference_rouge1")), "words shared with the nearest reference"),
+        _item("ROUGE-L", share(_figure(record, "reference_rouge_l")), "words in order, nearest reference"),
         _item("samples", f"{forward:,.0f} + {backward:,.0f}", "denoiser evaluations: forward + backward"),
         _item("time", _duration(_figure(record, "seconds"))),
     ]
@@ -359,56 +369,3 @@ def _shrunk(image: Image.Image) -> bytes:
     buffer = io.BytesIO()
     image.save(buffer, "WEBP", quality=88)
     return buffer.getvalue()
-
-
-# --- the loss curve -------------------------------------------------------------------------------
-
-WIDTH, HEIGHT = 560, 170
-LEFT, RIGHT, TOP, FLOOR = 44, 556, 14, 148  # the plot's box in the picture
-
-
-def _chart(curve: Sequence[object], empty: float | None, caption: float | None) -> dict[str, Any] | None:
-    """Place a loss curve and its two bounds in a picture of WIDTH x HEIGHT; None without a finite loss."""
-    losses = {epoch: loss for epoch, value in enumerate(curve) if (loss := _finite(value)) is not None}
-    if not losses:
-        return None
-    bounds = [("upper", "empty prompt", empty, -5), ("lower", "true caption", caption, 13)]
-    known = [(kind, title, loss, shift) for kind, title, loss, shift in bounds if loss is not None]
-    low, high = _span([*losses.values(), *(loss for _, _, loss, _ in known)])
-    lowest, highest = min(losses.values()), max(losses.values())
-
-    def x(epoch: int) -> float:
-        return round(LEFT + (RIGHT - LEFT) * (epoch / (len(curve) - 1) if len(curve) > 1 else 0.5), 1)
-
-    def y(loss: float) -> float:
-        return round(FLOOR - (FLOOR - TOP) * (loss - low) / (high - low), 1)
-
-    dots = [(x(epoch), y(loss)) for epoch, loss in losses.items()]
-    best = zip(map(x, losses), map(y, accumulate(losses.values(), min)), strict=True)
-    return {
-        "width": WIDTH, "height": HEIGHT, "left": LEFT, "right": RIGHT, "floor": FLOOR,
-        "epochs": len(curve), "first": _loss(next(iter(losses.values()))), "lowest": _loss(lowest),
-        "each": _points(dots), "best": _points(_stairs(list(best))), "dots": dots,
-        "ticks": [{"y": y(loss) + 4, "value": _share(loss)} for loss in sorted({lowest, highest})],
-        "bounds": [
-            {"kind": kind, "name": name, "value": _loss(loss), "y": y(loss), "text_y": y(loss) + shift}
-            for kind, name, loss, shift in known
-        ],
-    }  # fmt: skip
-
-
-def _span(values: Sequence[float]) -> tuple[float, float]:
-    """Return the range of the values with a margin; never an empty one."""
-    low, high = min(values), max(values)
-    margin = 0.12 * (high - low) or 0.05 * abs(high) or 1.0
-    return low - margin, high + margin
-
-
-def _stairs(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    """Hold every height until the next point: a best so far does not sink between two epochs."""
-    corners = [(x, y) for (_, y), (x, _) in pairwise(points)]
-    return [points[0], *(p for pair in zip(corners, points[1:], strict=True) for p in pair)]
-
-
-def _points(points: Sequence[tuple[float, float]]) -> str:
-    return " ".join(f"{x:g},{y:g}" for x, y in points)

@@ -193,7 +193,7 @@ def test_unreadable_missing_and_folder(tmp_path, monkeypatch):
     def refuse(path):
         raise PermissionError(13, "Permission denied", str(path))
 
-    monkeypatch.setattr(data.Image, "open", refuse)  # root may read everything: a real chmod proves nothing
+    monkeypatch.setattr(Image, "open", refuse)  # root may read everything: a real chmod proves nothing
     with pytest.raises(TargetError, match=r"a\.png: permission denied.*chmod"):
         data.load_image(tmp_path / "a.png", SIZE)
 

@@ -54,6 +54,7 @@ LAYERS = (  # from the ground up
     "evaluation",
     "strategy",
     "inverter",
+    "chart",
     "report",
     "cluster",
     "engine",
@@ -63,7 +64,7 @@ LAYERS = (  # from the ground up
 LIGHTNING = {"inversion", "checkpoint", "callbacks", "logs", "data.module", "strategy", "inverter", "cluster", "engine"}
 LIGHTNING |= {"tiny.pretrain"}
 LIGHTNING_PARTS = {"pytorch_lightning", "lightning_fabric"}  # older names of what `lightning` holds
-READERS = {"report"}  # they read results folders only
+READERS = {"chart", "report"}  # they read results folders only
 MODEL_LIBRARIES = {"torch", "torchmetrics", "lightning", "transformers", "diffusers", "accelerate"}
 
 PLACES = {name: place for place, name in enumerate(LAYERS)}
@@ -108,8 +109,8 @@ def objection(module: str, name: str) -> str | None:
             return f"{target} has no layer: place it in LAYERS of {Path(__file__).name}"
         if PLACES[target] >= PLACES[module]:
             return f"{target} is not below {module}"
-        if module in READERS and target != "errors":
-            return "what reads results folders imports ph2p.errors only"
+        if module in READERS and target not in READERS | {"errors"}:
+            return "what reads results folders imports no module that does anything else"
     if root in LIGHTNING_PARTS:
         return "import lightning instead"
     if root == "lightning" and module not in LIGHTNING:

@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
+from ph2p import chart as charts
 from ph2p import report
 from ph2p.errors import UserError
 from ph2p.report import read_results, summary_table, write_report
@@ -37,6 +38,7 @@ def record(folder: Path, image_id: str, slug: str, **changes) -> dict:
     files = {
         "target": picture(folder, f"images/{slug}/target.png"),
         "samples": [picture(folder, f"images/{slug}/sample-{i}.png", (0, 0, 60 * i)) for i in range(3)],
+        "caption_samples": [picture(folder, f"images/{slug}/caption-0.png", (0, 90, 0))],
         "candidates": f"candidates/{slug}.json",
     }
     figures = {"loss": 0.34, "loss_empty": 0.8, "loss_caption": 0.3, "regret": 0.08, "word_recall": 0.75}
@@ -106,7 +108,7 @@ def test_the_page_is_self_contained(folder):
     assert not {"script", "link", "iframe", "object", "style src"} & set(page.tags)
     assert not page.values("href", "srcset", "action", "onerror", "onload", "onclick")
     sources = page.values("src")
-    assert len(sources) == 8 and all(source.startswith("data:image/png;base64,") for source in sources)
+    assert len(sources) == 10 and all(source.startswith("data:image/png;base64,") for source in sources)
     text = path.read_text(encoding="utf-8")
     assert not re.search(r"https?:|url\(|@import|//cdn", text)
     with Image.open(io.BytesIO(base64.b64decode(sources[0].split(",")[1]))) as image:
@@ -137,6 +139,22 @@ def test_it_shows_what_was_found(folder):
     assert "empty prompt 0.8000" in page.text and "true caption 0.3000" in page.text
     assert "demo" in page.text and "tiny/weights" in page.text and "ph2p_plus" in page.text
     assert "1 image could not be read back" in page.text and "bad.png: <script>" in page.text
+
+
+def test_what_people_wrote_and_pictures_of_the_caption(tmp_path):
+    figures = {"loss_reference": 0.31, "reference_similarity": 0.77, "reference_rouge1": 0.5, "regret": None}
+    told = {"references": [HOSTILE, "a red thing"], "notes": ["reference 1 cut"], "loss_caption": None, "caption": None}
+    first = record(tmp_path, "a.png", "a", **figures, **told)
+    (tmp_path / "candidates" / "a.json").write_text('{"loss_curve": [0.9, 0.5], "search_curve": [0.6, 0.4, 0.4]}')
+    write(tmp_path, [first])
+    page = page_of(tmp_path)
+    for words in (HOSTILE, "a red thing", "reference 1 cut", "0.770", "0.500", "best reference 0.3100"):
+        assert words in page.text
+    assert "2 epochs" in page.text and "2 rounds of the search" in page.text
+    assert any("true caption, number 1" in alt for alt in page.values("alt"))
+    table = printed(read_results(tmp_path))
+    assert "CLIP text" in table and "0.770" in table and "ROUGE-1 0.500" in table
+    assert "regret" not in table  # no image has one
 
 
 def test_without_ground_truth(tmp_path):
@@ -208,20 +226,31 @@ def test_a_page_that_cannot_be_written_leaves_the_old_one(folder, monkeypatch):
 # --- the loss curve -------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("curve", [[1.0], [1.0, 1.0], [2.0, 1.0, 3.0, 0.5], [0.0], [None, 1.0, float("nan"), 2.0]])
+CURVES = [[1.0], [1.0, 1.0], [2.0, 1.0, 3.0, 0.5], [0.0], [None, 1.0, float("nan"), 2.0]]
+
+
+@pytest.mark.parametrize("curve", CURVES)
+@pytest.mark.parametrize("search", [[], [1.5], [4.0, 2.0, None]])
 @pytest.mark.parametrize("bounds", [(None, None), (1.0, None), (2.5, 0.1)])
-def test_the_curve_stays_inside_its_box(curve, bounds):
-    chart = report._chart(curve, *bounds)
-    points = [tuple(map(float, p.split(","))) for p in f"{chart['each']} {chart['best']}".split()]
-    assert all(report.LEFT <= x <= report.RIGHT and report.TOP <= y <= report.FLOOR for x, y in points)
-    assert all(report.TOP <= bound["y"] <= report.FLOOR for bound in chart["bounds"])
-    heights = [float(p.split(",")[1]) for p in chart["best"].split()]
+def test_the_curves_stay_inside_their_box(curve, search, bounds):
+    chart = charts.place_curves(curve, search, [("upper", "a", bounds[0]), ("lower", "b", bounds[1])])
+    names = ("each", "best", "search")
+    parts = {name: [tuple(map(float, p.split(","))) for p in chart[name].split()] for name in names}
+    points = [point for part in parts.values() for point in part]
+    assert all(charts.LEFT <= x <= charts.RIGHT and charts.TOP <= y <= charts.FLOOR for x, y in points)
+    assert all(charts.TOP <= bound["y"] <= charts.FLOOR for bound in chart["bounds"])
+    heights = [y for _, y in parts["best"]]
     assert heights == sorted(heights)  # the best so far never gets worse; y grows downwards
+    assert len(parts["search"]) == sum(value is not None for value in search)
+    if search:  # it lies right of the epochs, and the border between them
+        assert max(x for x, _ in parts["each"]) < chart["border"] < min(x for x, _ in parts["search"])
 
 
 def test_no_curve_without_a_loss():
-    assert report._chart([], 1.0, 0.5) is None
-    assert report._chart([float("nan"), "0.1"], 1.0, 0.5) is None
+    assert charts.place_curves([]) is None
+    assert charts.place_curves([float("nan"), "0.1"], [None]) is None
+    only = charts.place_curves([], [2.0, 1.0])  # a method that only searches
+    assert (only["each"], only["best"], only["border"]) == ("", "", None) and only["search"]
 
 
 # --- records and table ----------------------------------------------------------------------------
