@@ -207,7 +207,7 @@ def environment_of(process: subprocess.Popen) -> str:
 def test_torchrun(place, words):
     launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
     process = start(words, "name=torchrun", "trainer.devices=2", launcher=launcher)
-    output, errors = process.communicate(timeout=300)
+    _, errors = process.communicate(timeout=300)
     assert process.returncode == 0, errors
     assert len(lines(place / "out" / "torchrun")) == 5
     assert all(written(place / "out" / "torchrun", rank) for rank in range(2))
