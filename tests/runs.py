@@ -66,7 +66,7 @@ class Runner:
             stopping.listen()
             os.environ.update({name: str(value) for name, value in environment.items()})
             before()
-            self._be_quiet()
+            engine.console.quiet = True
             code = self._run(words)
         except BaseException as error:
             print(f"{type(error).__name__}: {error}", file=sys.stderr)
@@ -79,10 +79,6 @@ class Runner:
         cfg = load_config([*self.words, *words])
         engine.load_inverter = lambda cfg: replace(self.inverter, cfg=cfg)
         return engine.run(cfg)
-
-    @staticmethod
-    def _be_quiet() -> None:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
     def run(self, *words: str, before: Callable[[], None] = lambda: None, **environment: object) -> int:
         """Run to the end; returns the exit code, minus the signal's number where one has killed it."""
