@@ -23,7 +23,7 @@ from ph2p.inverter import Inversion, Inverter, as_record
 from ph2p.report import read_results, summary_table, write_report
 from ph2p.results import ResultsFolder
 from ph2p.scorer import load_scorer
-from ph2p.vocabulary import read_words
+from ph2p.tokens import read_words
 
 console = Console()
 

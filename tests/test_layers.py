@@ -13,6 +13,7 @@ LAYERS = (  # from the ground up
     "errors",
     "tiny.world",
     "pretrained",
+    "tokens",
     "vocabulary",
     "optim",
     "metrics",
