@@ -145,10 +145,7 @@ class Inverter:
     def _objective(self, images: Tensor) -> DenoisingObjective | ClipObjective:
         if self.cfg.method.objective == "denoising":
             return DenoisingObjective(self.generator)
-        table = self.scorer.model.text_model.get_input_embeddings().weight
-        if table.shape != self.generator.vocabulary.embeddings.shape:
-            raise UserError("method.objective=clip: generator.scorer must be the CLIP model of the generator's text")
-        return ClipObjective(self.scorer, images)
+        return ClipObjective(self.scorer, images, self.generator.vocabulary)
 
     def _trainer(self, epochs: int, callbacks: list[L.Callback]) -> L.Trainer:
         return L.Trainer(

@@ -2,14 +2,15 @@
 
 import re
 import unicodedata
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
 from ph2p.errors import UserError
 
 NAMES = {"han": "CJK"}  # the word that Unicode's character names begin with, where it is not the script's own name
+MARK = "mark"
 COUNT = re.compile(r"[\s,;]+\d+(\.\d+)?$")  # frequency lists are often tables
 
 
@@ -26,13 +27,13 @@ class TokenFilter:
     scripts: tuple[str, ...] = ("latin",)  # every letter is of one of them; none: of any
     min_length: int = 2  # letters; the single ones are mostly pieces of other words
     max_length: int = 20
-    frequent: frozenset[str] | None = None  # only these, in any case; None: all words
-    protected: frozenset[str] = field(default=frozenset())  # allowed whatever the rules and lists say
+    frequent: Collection[str] | None = None  # only these, in any case; None: all words
+    protected: Collection[str] = ()  # allowed whatever the rules and lists say
 
     def __post_init__(self) -> None:
         for script in self.scripts:
-            if _prefix(script) not in _prefixes():
-                raise UserError(f"generator.tokens.scripts: Unicode has no script {script!r}; latin, greek, han, ... are")
+            if _prefix(script) not in _known():
+                raise UserError(f"generator.tokens.scripts: Unicode has no {script!r}; name latin, greek, han, ...")
         if not 1 <= self.min_length <= self.max_length:
             raise UserError(
                 f"generator.tokens.min_length={self.min_length}: give 1 or more, at most max_length={self.max_length}"
@@ -43,25 +44,24 @@ class TokenFilter:
 
     def __call__(self, word: str) -> bool:
         """Whether the rules allow a word; `protected` and the vocabulary's own lists are not among them."""
-        length = sum(_is_letter(character) for character in word)
-        if not self.min_length <= length <= self.max_length or not all(map(self._fits, word)):
+        kinds = [kind for kind in map(_kind, word) if kind != MARK]
+        if not self.min_length <= len(kinds) <= self.max_length or "" in kinds:
+            return False
+        if self.scripts and not set(kinds).issubset(map(_prefix, self.scripts)):
             return False
         return self.frequent is None or word.casefold() in self.frequent
 
     def protects(self, word: str) -> bool:
         return word.casefold() in self.protected
 
-    def _fits(self, character: str) -> bool:
-        if unicodedata.category(character)[0] == "M":
-            return True
-        if not _is_letter(character):
-            return False
-        first = unicodedata.name(character, "").partition(" ")[0]
-        return not self.scripts or first in map(_prefix, self.scripts)
 
-
-def _is_letter(character: str) -> bool:
-    return unicodedata.category(character)[0] == "L"
+@cache
+def _kind(character: str) -> str:
+    """The script of a letter, as the first word of its name: Python knows no such property; MARK, or "" for others."""
+    category = unicodedata.category(character)[0]
+    if category == "L":
+        return unicodedata.name(character, "").partition(" ")[0]
+    return MARK if category == "M" else ""
 
 
 def _prefix(script: str) -> str:
@@ -69,10 +69,8 @@ def _prefix(script: str) -> str:
 
 
 @cache
-def _prefixes() -> frozenset[str]:
-    """The first words of the names of all letters: the scripts, since Python knows no such property."""
-    characters = filter(_is_letter, map(chr, range(0x20000)))
-    return frozenset(unicodedata.name(character, "").partition(" ")[0] for character in characters)
+def _known() -> frozenset[str]:
+    return frozenset(_kind(chr(code)) for code in range(0x20000)) - {"", MARK}
 
 
 def folded(words: Iterable[str]) -> frozenset[str]:

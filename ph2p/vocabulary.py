@@ -61,7 +61,7 @@ class Vocabulary(nn.Module):
         table = embeddings.detach().float()  # (V, D); half precision would not tell near tokens apart
         ids = self._readable(self._wanted(folded(blocklist), folded(allowlist), tokens))
         if not ids:
-            raise UserError("vocabulary: no token is left; widen generator.tokens, shorten the blocklist or name others")
+            raise UserError("vocabulary: no token is left; widen generator.tokens or give other word lists")
         allowed_ids = _first_of_equals(table[ids], ids).to(table.device)
         self.register_buffer("embeddings", table, persistent=False)
         self.register_buffer("square_norms", table.square().sum(-1), persistent=False)  # (V,)

@@ -6,7 +6,7 @@ import torch
 from pipelines import WORDS, save_tokenizer
 
 from ph2p.errors import UserError
-from ph2p.tokens import TokenFilter, read_words
+from ph2p.tokens import read_words
 from ph2p.vocabulary import Vocabulary
 
 
