@@ -127,13 +127,23 @@ class ShardsConfig(SampleConfig):
 
 
 @dataclass
+class TokensConfig:
+    """Which words of the model's vocabulary a prompt may use (`ph2p.tokens.TokenFilter`); docs/vocabulary.md."""
+
+    scripts: list[str] = field(default_factory=lambda: ["latin"])  # of all letters, as Unicode names them; []: any
+    min_length: int = 2  # letters
+    max_length: int = 20
+    frequent: str | None = None  # file of words, a frequency list, say: only these; null: all
+    protected: list[str] = field(default_factory=list)  # words that are allowed whatever the rules and lists say
+
+
+@dataclass
 class GeneratorConfig:
     """Which text-to-image model, and how it paints."""
 
     name: str = MISSING  # a label; `path` says which model it is
     path: str = MISSING  # a diffusers folder, a hub id or a single .safetensors checkpoint
     config: str | None = None  # of a single checkpoint: folder or hub id with its configuration; null: guess the hub id
-    scorer: str = MISSING  # a CLIP model's folder
     revision: str | None = None  # branch, tag or commit on the hub; null: the newest
     variant: str | None = None  # of the weight files, such as "fp16"
     cache_dir: str | None = None  # where downloads are kept; null: the hub's own cache
@@ -147,11 +157,23 @@ class GeneratorConfig:
     vae_tiling: bool = False  # large pictures go through the VAE in tiles
     gradient_checkpointing: bool = False  # less memory for the denoiser, a third more time
     compile: bool = False  # torch.compile the denoiser: minutes at the start, faster then
-    blocklist: str | None = None  # file of words that never appear in a prompt, one a line
-    allowlist: str | None = None  # file of the only words that may appear
+    blocklist: str | None = "${package:words/blocklist.txt}"  # file of words that never appear in a prompt; null: none
+    allowlist: str | None = None  # file of the only words that may appear, one a line; `tokens` is then passed over
+    tokens: TokensConfig = field(default_factory=TokensConfig)
     steps: int = 30  # denoising steps of the pictures on the results page
     guidance_scale: float = 5.0  # of classifier-free guidance; 1 paints without
     guidance_rescale: float = 0.0  # arXiv 2305.08891, section 3.4
+
+
+@dataclass
+class ScorerConfig:
+    """Which CLIP or SigLIP model ranks finalists and measures similarity; `method.objective=clip` descends on it."""
+
+    name: str = MISSING  # a label; `path` says which model it is
+    path: str = MISSING  # a folder of transformers or a hub id
+    revision: str | None = None  # branch, tag or commit on the hub; null: the newest
+    cache_dir: str | None = None  # where downloads are kept; null: the hub's own cache
+    local_files_only: bool = False  # true: never download
 
 
 @dataclass
@@ -169,6 +191,7 @@ class Config:
 
     data: DataConfig = MISSING
     generator: GeneratorConfig = MISSING
+    scorer: ScorerConfig = MISSING
     method: MethodConfig = MISSING
     trainer: Any = MISSING  # arguments of lightning.Trainer
     logger: Any = None  # constructor call of a Lightning logger, or null
@@ -234,6 +257,7 @@ def register() -> None:
     store.store("captioned_schema", CaptionedConfig, group="data")
     store.store("shards_schema", ShardsConfig, group="data")
     store.store("schema", GeneratorConfig, group="generator")
+    store.store("schema", ScorerConfig, group="scorer")
     store.store("schema", MethodConfig, group="method")
 
 

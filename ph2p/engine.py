@@ -31,7 +31,7 @@ from ph2p.results import ResultsFolder, settings
 from ph2p.schedule import batches, share
 from ph2p.scorer import load_scorer
 from ph2p.strategy import trainer_options
-from ph2p.vocabulary import read_words
+from ph2p.tokens import TokenFilter, read_words
 
 console = Console()
 
@@ -117,11 +117,8 @@ def load_inverter(cfg: DictConfig) -> Inverter:
     quiet_libraries()
     device = _check_parts(cfg)
     generator = cfg.generator
-    words = {key: read_words(generator[key]) if generator[key] else None for key in ("blocklist", "allowlist")}
-    if words["allowlist"] == []:
-        raise UserError(f"generator.allowlist={generator.allowlist}: names no word; list one a line")
     dtype = torch.bfloat16 if cfg.trainer.get("precision") == "bf16-true" else torch.float32
-    options = {key: generator[key] for key in LOADING} | words
+    options = {key: generator[key] for key in LOADING} | _words(generator)
     loaded = load_generator(generator.path, device=device, dtype=dtype, **options)
     loaded.check_guidance(generator.guidance_rescale)
     _prepare(loaded, cfg)
@@ -139,7 +136,30 @@ def load_inverter(cfg: DictConfig) -> Inverter:
     for key, steps in {"generator": generator.steps, "method.selection": cfg.method.selection.steps}.items():
         if steps > loaded.num_timesteps:
             raise UserError(f"{key}.steps={steps}: this model has {loaded.num_timesteps} timesteps")
-    return Inverter(loaded, load_scorer(generator.scorer, device=device), cfg)
+    hub = {key: cfg.scorer[key] for key in ("revision", "cache_dir", "local_files_only")}
+    return Inverter(loaded, load_scorer(cfg.scorer.path, device=device, **hub), cfg)
+
+
+def _words(generator: DictConfig) -> dict[str, Any]:
+    """The arguments of `Vocabulary` that the configuration gives, word lists read from their files."""
+    tokens = generator.tokens
+    files = {
+        "generator.blocklist": generator.blocklist,
+        "generator.allowlist": generator.allowlist,
+        "generator.tokens.frequent": tokens.frequent,
+    }
+    blocked, allowed, frequent = (read_words(file) if file else None for file in files.values())
+    for (key, file), words in zip(files.items(), (blocked, allowed, frequent), strict=True):
+        if words == [] and key != "generator.blocklist":
+            raise UserError(f"{key}={file}: names no word; list one a line")
+    rule = TokenFilter(
+        scripts=tuple(tokens.scripts),
+        min_length=tokens.min_length,
+        max_length=tokens.max_length,
+        frequent=frequent,
+        protected=tokens.protected,
+    )
+    return {"blocklist": blocked, "allowlist": allowed, "tokens": rule}
 
 
 def _prepare(generator: Generator, cfg: DictConfig) -> None:
@@ -289,7 +309,7 @@ def invert(
     """Find the prompt of a picture, or of each of several: `invert("star.png").prompt`.
 
     `images` are files or Pillow images; `overrides` are the command line's, such as
-    `["method=ph2p", "generator=folder", "generator.path=/models/sd15", "generator.scorer=/models/clip"]`. An
+    `["method=ph2p", "generator=folder", "generator.path=/models/sd15", "scorer=siglip"]`. An
     `inverter` from an earlier `load_inverter` saves the loading and then brings its own configuration. Nothing
     is written.
     Raises UserError for a bad image or key.

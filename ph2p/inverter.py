@@ -197,10 +197,7 @@ class Inverter:
     def _objective(self) -> DenoisingObjective | ClipObjective:
         if self.cfg.method.objective == "denoising":
             return DenoisingObjective(self.generator)
-        table = self.scorer.model.text_model.get_input_embeddings().weight
-        if table.shape != self.generator.vocabulary.embeddings.shape:
-            raise UserError("method.objective=clip: generator.scorer must be the CLIP model of the generator's text")
-        return ClipObjective(self.scorer)
+        return ClipObjective(self.scorer, self.generator.vocabulary)
 
     def _fit(
         self, batch: Batch, module: PromptInversion, data: InversionData, epochs: int, callbacks: list[L.Callback]

@@ -7,9 +7,11 @@ import torch
 from torch import Tensor
 
 from ph2p.data import Draws
+from ph2p.errors import UserError
 from ph2p.generators import Generator
 from ph2p.memory import parts
 from ph2p.scorer import Scorer
+from ph2p.vocabulary import Vocabulary
 
 DENOISER_ROWS = 128  # samples that go through the denoiser at once when no gradient is kept
 
@@ -48,7 +50,18 @@ class ClipObjective:
 
     needs_denoiser = False
 
-    def __init__(self, scorer: Scorer):
+    def __init__(self, scorer: Scorer, vocabulary: Vocabulary):
+        """The prompts are made of tokens of `vocabulary`.
+
+        Raises:
+            UserError: the scorer's text tower reads other tokens, or embeds them in another width.
+        """
+        same_tokens = scorer.tokenizer.get_vocab() == vocabulary.tokenizer.get_vocab()
+        if not same_tokens or scorer.embeddings.shape != vocabulary.embeddings.shape:
+            raise UserError(
+                "method.objective=clip: the scorer has another token table than the generator; give as scorer.path "
+                "the CLIP model that the generator's text encoder comes from, or method.objective=denoising"
+            )
         self.scorer = scorer
 
     def __call__(self, prompt: Tensor, token_ids: Tensor, features: Tensor, draws: Draws) -> Tensor:

@@ -52,6 +52,17 @@ def download_configuration(hub_id: str, **options: Any) -> Path:
         return Path(huggingface_hub.snapshot_download(hub_id, allow_patterns=CONFIGURATION, **options))
 
 
+def download_model(hub_id: str, **options: Any) -> Path:
+    """The folder of a transformers model on the hub: configuration, tokenizer and weights, as safetensors alone.
+
+    Raises:
+        UserError: not a hub id, or the hub does not give them.
+    """
+    with _plain_hub_errors(hub_id, "config.json"):
+        patterns = [*CONFIGURATION, "*.safetensors"]
+        return Path(huggingface_hub.snapshot_download(hub_id, allow_patterns=patterns, **options))
+
+
 @contextmanager
 def _plain_hub_errors(hub_id: str, file: str) -> Iterator[None]:
     if not HUB_ID.fullmatch(hub_id):
@@ -96,9 +107,18 @@ def check_components(folder: Path, index: dict[str, Any], skipped: tuple[str, ..
             raise UserError(f"{part}: the component is missing; copy or download the whole pipeline")
         if weights and (part / "config.json").exists():
             check_weights(part)
-        # Without its tables transformers builds a tokenizer of two tokens and says nothing.
-        if name.startswith("tokenizer") and not any(files <= _names(part) for files in TOKENIZER_FILES):
-            raise UserError(f"{part}: the tokenizer's tables are missing; copy or download the whole pipeline")
+        if name.startswith("tokenizer"):
+            check_tokenizer(part)
+
+
+def check_tokenizer(folder: Path) -> None:
+    """The folder holds a tokenizer's tables: without them transformers builds one of two tokens and says nothing.
+
+    Raises:
+        UserError: it does not.
+    """
+    if not any(files <= _names(folder) for files in TOKENIZER_FILES):
+        raise UserError(f"{folder}: the tokenizer's tables are missing; copy or download the whole model")
 
 
 def check_weights(folder: Path) -> None:

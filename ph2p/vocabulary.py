@@ -1,7 +1,6 @@
 """The words a prompt may be made of: tokens, their embeddings, and the way back to text."""
 
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -9,6 +8,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from ph2p.errors import UserError
+from ph2p.tokens import TokenFilter, folded
 
 SHORTLIST = 8  # rows that exact distances choose from: more than tie within the rounding of the matmul
 
@@ -16,15 +16,21 @@ SHORTLIST = 8  # rows that exact distances choose from: more than tie within the
 class Vocabulary(nn.Module):
     """A tokenizer, its token embeddings, and the mask of tokens that a found prompt may use.
 
-    By default the allowed tokens are whole words: at least two characters, letters only, not special, and
-    tokenised back to themselves when written out (which leaves out CLIP's pieces without `</w>`).
+    A token is allowed if its word passes the filter and the lists, and if the prompt can be read back from its
+    text: the word, written at the beginning of a text and after another word, is this token and nothing else.
+    So special tokens, bytes and pieces of words never are (CLIP's without `</w>`, T5's without `▁`), nor
+    spellings that the tokenizer normalises. Of allowed tokens with one and the same embedding, which no
+    optimisation can tell apart, the first is kept.
 
     Args:
-        tokenizer: any tokenizer of transformers.
+        tokenizer: any tokenizer of transformers: byte pairs (CLIP), sentencepiece (T5) or byte-level (GPT-2, Llama).
         embeddings: (V, D) the text encoder's input embeddings; rows beyond the tokenizer's tokens are unused.
-        blocklist: words that are left out, whatever else is said.
+        blocklist: words that are left out, unless the filter protects them.
         allowlist: if not empty, only these words are allowed, single letters and numbers too if listed; words
             that are not one token of this vocabulary are passed over.
+        tokens: the rule for words where there is no allowlist.
+        lead: the end of what the pipeline writes before every prompt, such as "User Prompt:"; byte-level
+            tokenizers need it, because a word after a space is another token than the first word of a text.
 
     Raises:
         UserError: no token is left, or the table has fewer rows than the tokenizer has tokens.
@@ -42,6 +48,8 @@ class Vocabulary(nn.Module):
         *,
         blocklist: Iterable[str] = (),
         allowlist: Iterable[str] = (),
+        tokens: TokenFilter = TokenFilter(),  # noqa: B008, it is frozen
+        lead: str = "",
     ) -> None:
         super().__init__()
         if len(tokenizer) > len(embeddings):
@@ -49,30 +57,36 @@ class Vocabulary(nn.Module):
                 f"tokenizer: it has {len(tokenizer)} tokens but the text encoder embeds {len(embeddings)}; "
                 "take both from the same model"
             )
-        self.tokenizer = tokenizer
-        table = embeddings.detach().float()  # (V, D)
-        allowed = torch.zeros(len(table), dtype=torch.bool)
-        allowed[: len(tokenizer)] = self._allowed_tokens(_folded(blocklist), _folded(allowlist))
-        if not allowed.any():
-            raise UserError("vocabulary: no token is left; shorten the blocklist or name more words in the allowlist")
+        self.tokenizer, self.lead = tokenizer, lead
+        table = embeddings.detach().float()  # (V, D); half precision would not tell near tokens apart
+        ids = self._readable(self._wanted(folded(blocklist), folded(allowlist), tokens))
+        if not ids:
+            raise UserError("vocabulary: no token is left; widen generator.tokens or give other word lists")
+        allowed_ids = _first_of_equals(table[ids], ids).to(table.device)
         self.register_buffer("embeddings", table, persistent=False)
         self.register_buffer("square_norms", table.square().sum(-1), persistent=False)  # (V,)
-        self.register_buffer("allowed", allowed.to(table.device), persistent=False)  # (V,)
-        self.register_buffer("allowed_ids", self.allowed.nonzero().squeeze(-1), persistent=False)  # (A,)
+        allowed = torch.zeros(len(table), dtype=torch.bool, device=table.device)
+        self.register_buffer("allowed", allowed.index_fill(0, allowed_ids, True), persistent=False)  # (V,)
+        self.register_buffer("allowed_ids", allowed_ids, persistent=False)  # (A,)
 
-    def _allowed_tokens(self, blocked: set[str], wanted: set[str]) -> Tensor:
-        ids = range(len(self.tokenizer))
-        special = set(self.tokenizer.all_special_ids)
-        words = [self.decode([i]) for i in ids]
+    def _wanted(self, blocked: frozenset[str], listed: frozenset[str], tokens: TokenFilter) -> dict[int, str]:
+        """The words that filter and lists let through, by token id in ascending order."""
+        special = {*self.tokenizer.all_special_ids, *self.tokenizer.added_tokens_decoder}
+        words = {i: self.decode([i]) for i in range(len(self.tokenizer)) if i not in special}
+
+        def want(word: str) -> bool:
+            key = word.casefold()
+            return tokens.protects(word) or (key not in blocked and (key in listed if listed else tokens(word)))
+
+        return {i: word for i, word in words.items() if want(word)}
+
+    def _readable(self, words: dict[int, str]) -> list[int]:
+        """The ids whose word is read as just this token, first in a text and after another word."""
+        texts = [self._led(f"{word} {word}") for word in words.values()]
         # One call for all words: the tokenizer works on them in parallel.
-        back = self.tokenizer(words, add_special_tokens=False, return_attention_mask=False).input_ids
-        usable = [i not in special and again == [i] for i, again in zip(ids, back, strict=True)]
-        if wanted:
-            listed = [word.casefold() in wanted for word in words]
-        else:
-            listed = [len(word) > 1 and word.isalpha() for word in words]
-        unblocked = [word.casefold() not in blocked for word in words]
-        return torch.tensor([all(tests) for tests in zip(usable, listed, unblocked, strict=True)])
+        found = self.tokenizer(texts, add_special_tokens=False, return_attention_mask=False).input_ids if texts else []
+        start = self._lead_length()
+        return [i for i, again in zip(words, found, strict=True) if again[start:] == [i, i]]
 
     @torch.no_grad()
     def nearest(self, prompt: Tensor) -> Tensor:
@@ -121,7 +135,14 @@ class Vocabulary(nn.Module):
         return ids
 
     def _tokenise(self, text: str) -> list[int]:
-        return self.tokenizer(text, add_special_tokens=False, verbose=False).input_ids
+        ids = self.tokenizer(self._led(text), add_special_tokens=False, verbose=False).input_ids
+        return ids[self._lead_length() :]
+
+    def _led(self, text: str) -> str:
+        return " ".join([*self.lead.split(), *text.split()])
+
+    def _lead_length(self) -> int:
+        return len(self.tokenizer(self._led(""), add_special_tokens=False).input_ids) if self.lead else 0
 
     def round_trips(self, token_ids: Sequence[int] | Tensor) -> bool:
         """Whether the printed text of (M,) ids tokenises back to exactly these ids."""
@@ -145,24 +166,12 @@ class Vocabulary(nn.Module):
         return self.allowed_ids[drawn.to(self.allowed_ids.device)]
 
 
-def read_words(path: str | Path) -> list[str]:
-    """The words of a blocklist or allowlist file: one a line, `#` starts a comment.
-
-    Raises:
-        UserError: the file is missing, unreadable or not UTF-8 text.
-    """
-    try:
-        text = Path(path).expanduser().read_text(encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"{path}: {error.strerror}; give a text file with one word a line") from error
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not UTF-8 text; save it as UTF-8 with one word a line") from error
-    lines = (line.partition("#")[0].strip() for line in text.splitlines())
-    return [line for line in lines if line]
-
-
-def _folded(words: Iterable[str]) -> set[str]:
-    return {word.casefold() for word in words}
+def _first_of_equals(rows: Tensor, ids: list[int]) -> Tensor:
+    """The ids (A,) whose row of `rows` (len(ids), D) has not occurred before."""
+    seen: dict[bytes, int] = {}
+    for i, row in zip(ids, rows.cpu().numpy(), strict=True):
+        seen.setdefault(row.tobytes(), i)
+    return torch.tensor(list(seen.values()))
 
 
 def _as_list(token_ids: Sequence[int] | Tensor) -> list[int]:

@@ -22,7 +22,7 @@ def model_overrides(tmp_path_factory) -> list[str]:
     folder = tmp_path_factory.mktemp("models")
     options = dict(prediction_type="v_prediction", rescale_betas_zero_snr=True, timestep_spacing="trailing")
     paths = [save_pipeline(folder / "pipeline", **options), save_clip(folder / "clip")]
-    return [f"generator.path={paths[0]}", f"generator.scorer={paths[1]}", "generator.allowlist=null"]
+    return [f"generator.path={paths[0]}", f"scorer.path={paths[1]}", "generator.allowlist=null"]
 
 
 @pytest.fixture(scope="session")

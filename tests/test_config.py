@@ -24,20 +24,23 @@ def options(group: str) -> list[str]:
 
 def test_every_group_is_looked_into():
     groups = {path.name for path in config_dir().iterdir() if path.is_dir()}
-    assert groups == {"data", "generator", "method", "trainer", "logger", "debug"}
+    assert groups == {"data", "generator", "method", "scorer", "trainer", "logger", "debug"}
     assert "ph2p_plus" in options("method") and "embedded" in options("generator")
 
 
-@pytest.mark.parametrize("group", ["generator", "debug"])
+@pytest.mark.parametrize("group", ["generator", "scorer", "debug"])
 def test_options_compose(group):
     for option in options(group):
-        words = ["generator.path=model", "generator.scorer=clip"] if (group, option) == ("generator", "folder") else []
+        words = [f"{group}.path=model"] if option == "folder" else []
         assert OmegaConf.missing_keys(load_config([f"{group}={option}", *words])) == set()
 
 
 def test_another_generator_keeps_nothing_of_the_embedded_one():
-    ours = load_config(["generator=folder", "generator.path=model", "generator.scorer=clip"]).generator
-    assert (ours.path, ours.scorer, ours.allowlist) == ("model", "clip", None)
+    cfg = load_config(["generator=folder", "generator.path=model"])
+    ours = cfg.generator
+    assert (ours.path, ours.allowlist) == ("model", None)
+    assert cfg.scorer.name == "clip-vit-l-14"
+    assert load_config(["generator=sd15", "scorer=siglip"]).scorer.name == "siglip"
     assert (ours.guidance_scale, ours.guidance_rescale) == (7.5, 0.0)
 
 
@@ -159,7 +162,9 @@ WRONG = [  # the command line's words, and what the line must name
     ("generator.guidance_scale=strong", "generator.guidance_scale"),
     ("evaluation.draws=0", "evaluation.draws=0"),
     ("generator=folder", "generator.path=..."),
-    ("generator=folder generator.path=model", "generator.scorer=..."),
+    ("scorer=folder", "scorer.path=..."),
+    ("scorer.path=null", "scorer.path"),
+    ("generator.scorer=clip", "scorer"),
     ("data=null", "data=null"),
     ("trainer=null", "trainer=null"),
     ("+trainer.max_epochs=3", "trainer.max_epochs"),

@@ -5,16 +5,12 @@ import pytest
 import torch
 from diffusers import DDIMScheduler, DDPMScheduler, EulerDiscreteScheduler, PNDMScheduler
 from huggingface_hub import errors as hub
-from PIL import Image
-from pipelines import LENGTH, save_clip, save_pipeline
+from pipelines import LENGTH, save_pipeline
 from safetensors.torch import load_file, save_file
-from transformers import CLIPModel
-from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from ph2p.errors import UserError
 from ph2p.frozen import soft_prompt
 from ph2p.generators import load_generator
-from ph2p.scorer import load_scorer
 
 ZERO_SNR = dict(prediction_type="v_prediction", rescale_betas_zero_snr=True, timestep_spacing="trailing")
 
@@ -35,11 +31,6 @@ def plain(folder):
     pipeline = diffusers.StableDiffusionPipeline.from_pretrained(folder, safety_checker=None)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
-
-
-@pytest.fixture(scope="module")
-def scorer(tmp_path_factory):
-    return load_scorer(save_clip(tmp_path_factory.mktemp("clip")))
 
 
 def encoded(generator, texts):
@@ -275,51 +266,3 @@ def make_error(kind):
     error = kind.__new__(kind)
     error.args = ("oops\nmore",)
     return error
-
-
-@pytest.mark.parametrize("shape", [(16, 16), (37, 50), (60, 32)])
-def test_image_features_equal_those_of_the_image_processor(scorer, shape):
-    levels = torch.randint(256, (3, *shape), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    picture = Image.fromarray(levels.permute(1, 2, 0).numpy())
-    processor = CLIPImageProcessorPil(size={"shortest_edge": 16}, crop_size=16)
-    pixels = processor(picture, return_tensors="pt").pixel_values
-    with torch.no_grad():
-        expected = scorer.model(input_ids=torch.tensor([[0]]), pixel_values=pixels).image_embeds
-    features = scorer.image_features(levels[None] / 255)
-    torch.testing.assert_close(features, expected, atol=2e-3, rtol=0)  # the processor rounds to 8 bits
-    torch.testing.assert_close(features.norm(dim=-1), torch.ones(1))
-
-
-def test_text_features_equal_those_of_the_model(scorer):
-    texts = ["red dog", "a small blue circle"]
-    tokens = scorer.tokenizer(texts, padding=True, return_tensors="pt")
-    with torch.no_grad():
-        expected = scorer.model(**tokens, pixel_values=torch.zeros(1, 3, 16, 16)).text_embeds
-    features = scorer.text_features(texts)
-    torch.testing.assert_close(features, expected)
-    assert (features[0] - features[1]).abs().max() > 1e-3
-    long = scorer.text_features(["red " * 50])
-    assert torch.isfinite(long).all()
-
-
-def test_text_features_from_embeddings(scorer):
-    scorer = scorer.double()
-    ids = scorer.tokenizer(["red dog", "blue circle"], add_special_tokens=False, return_tensors="pt").input_ids
-    table = scorer.model.text_model.get_input_embeddings().weight
-    embeddings = table[ids].clone().requires_grad_()
-    features = scorer.text_features_from(ids, embeddings)
-    torch.testing.assert_close(features, scorer.text_features(["red dog", "blue circle"]))
-    torch.autograd.gradcheck(lambda prompt: scorer.text_features_from(ids, prompt), embeddings, fast_mode=True)
-    scorer.float()
-
-
-def test_scorer_folder_errors(tmp_path):
-    folder = save_clip(tmp_path / "clip")
-    model = CLIPModel.from_pretrained(folder)
-    model.config.text_config.eos_token_id = 49_407  # transformers' default, whatever the vocabulary
-    model.save_pretrained(folder)
-    with pytest.raises(UserError, match=r"eos_token_id of config.json and tokenizer differ"):
-        load_scorer(folder)
-    (folder / "preprocessor_config.json").unlink()
-    with pytest.raises(UserError, match=r"preprocessor_config.json: .*give the folder of a CLIP model"):
-        load_scorer(folder)

@@ -216,7 +216,7 @@ def test_what_stops_a_run_gives_one_line_and_exit_code_2(place, command, records
         (["name=a", f"data.path={place}/nothing"], "nothing: no pictures found"),
         (["name=a", f"data.path={place}/nowhere"], "nowhere: no such file or folder"),
         (["name=a", f"generator.path={place}/nothing"], "nothing"),
-        (["name=a", f"generator.scorer={place}/nothing"], "nothing"),
+        (["name=a", f"scorer.path={place}/nothing"], "nothing"),
         (["name=a", f"generator.allowlist={place}/no.txt"], "no.txt"),
         (["name=a", f"generator.allowlist={place}/file"], "file: names no word"),
         (["name=a", "generator.steps=1001"], "generator.steps=1001: this model has 1000"),

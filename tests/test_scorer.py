@@ -1,0 +1,210 @@
+"""The scorer against transformers' own processor and model, for CLIP and SigLIP; what is wrong with a model."""
+
+import io
+import json
+import shutil
+from functools import partial
+
+import pytest
+import sentencepiece
+import torch
+from huggingface_hub import errors as hub
+from PIL import Image
+from pipelines import save_clip
+from transformers import (
+    AutoImageProcessor,
+    AutoTokenizer,
+    CLIPModel,
+    CLIPProcessor,
+    SiglipConfig,
+    SiglipModel,
+    SiglipProcessor,
+    SiglipTokenizer,
+)
+from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
+
+from ph2p.config import load_config
+from ph2p.engine import load_inverter
+from ph2p.errors import UserError
+from ph2p.scorer import Preprocessing, load_scorer
+
+SENTENCES = ["a red dog", "a small blue circle above the green square", "dogs below a red circle", "red square"]
+TEXTS = ["red dog", "A small blue circle", "red " * 100]
+
+
+def save_siglip(folder):
+    """A SiglipModel folder for 16-pixel images and 64 tokens, with a sentencepiece tokenizer of its own."""
+    torch.manual_seed(2)
+    folder.mkdir()
+    table = io.BytesIO()
+    options = dict(vocab_size=40, hard_vocab_limit=False, minloglevel=2, pad_id=0, eos_id=1, unk_id=2, bos_id=-1)
+    sentencepiece.SentencePieceTrainer.train(sentence_iterator=iter(SENTENCES * 5), model_writer=table, **options)
+    (folder / "spiece.model").write_bytes(table.getvalue())
+    tokenizer = SiglipTokenizer(str(folder / "spiece.model"), model_input_names=["input_ids"])
+    tower = dict(hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2)
+    text = tower | dict(vocab_size=len(tokenizer), max_position_embeddings=64)
+    vision = tower | dict(image_size=16, patch_size=4)
+    SiglipModel(SiglipConfig(text_config=text, vision_config=vision)).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    SiglipImageProcessorPil(size={"height": 16, "width": 16}).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    place = tmp_path_factory.mktemp("scorers")
+    return {"clip": save_clip(place / "clip"), "siglip": save_siglip(place / "siglip")}
+
+
+@pytest.fixture(scope="module", params=["clip", "siglip"])
+def pair(request, folders):
+    """The scorer and what transformers makes of the same folder: its model and its processor."""
+    folder = folders[request.param]
+    kinds = {"clip": (CLIPModel, CLIPProcessor), "siglip": (SiglipModel, SiglipProcessor)}
+    model, processor = kinds[request.param]
+    parts = AutoImageProcessor.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    return load_scorer(folder), model.from_pretrained(folder).eval(), processor(*parts)
+
+
+def expected(model, processor, picture, texts):
+    """Unit features by the model's own forward."""
+    inputs = processor(text=texts, images=picture, return_tensors="pt", padding="max_length", truncation=True)
+    with torch.no_grad():
+        output = model(**inputs)
+    unit = torch.nn.functional.normalize
+    return unit(output.image_embeds, dim=-1), unit(output.text_embeds, dim=-1)
+
+
+@pytest.mark.parametrize(
+    ("shape", "tolerance"),
+    [((16, 16), 1e-6), ((37, 50), 1e-3), ((60, 41), 1e-3), ((9, 16), 1e-3)],  # a level in 255 here and there
+)
+def test_features_equal_those_of_the_processor_and_model(pair, shape, tolerance):
+    scorer, model, processor = pair
+    levels = torch.randint(256, (3, *shape), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    picture = Image.fromarray(levels.permute(1, 2, 0).numpy())
+    image_features, text_features = expected(model, processor, picture, TEXTS)
+    torch.testing.assert_close(scorer.image_features(levels[None] / 255), image_features, atol=tolerance, rtol=0)
+    found = scorer.text_features(TEXTS)
+    torch.testing.assert_close(found, text_features, atol=1e-6, rtol=0)
+    assert (found[0] - found[1]).abs().max() > 1e-3
+    torch.testing.assert_close(found.norm(dim=-1), torch.ones(len(TEXTS)))
+
+
+@pytest.mark.parametrize("shape", [(512, 512), (300, 700), (60, 32)])
+def test_pixels_equal_those_of_the_processors_at_true_size(shape):
+    levels = torch.randint(256, (3, *shape), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    picture = Image.fromarray(levels.permute(1, 2, 0).numpy())
+    for processor in (CLIPImageProcessorPil(), SiglipImageProcessorPil(), SiglipImageProcessorPil(resample=2)):
+        ours, theirs = Preprocessing.of(processor, 224)(levels[None] / 255), processor(picture).pixel_values[0]
+        error = (ours[0] - torch.as_tensor(theirs)).abs() * torch.tensor(processor.image_std)[:, None, None] * 255
+        assert error.max() < 1.01 and error.mean() < 0.01  # levels
+
+
+def test_the_two_shape_pictures_in_different_ways(folders):
+    wide = torch.rand(1, 3, 16, 40, generator=torch.Generator().manual_seed(3))
+    clip, siglip = (load_scorer(folders[kind]) for kind in ("clip", "siglip"))
+    torch.testing.assert_close(clip.image_features(wide), clip.image_features(wide[..., 12:28]))  # the centre
+    assert (siglip.image_features(wide) - siglip.image_features(wide[..., 12:28])).abs().max() > 1e-3  # all of it
+
+
+def test_text_features_from_embeddings(folders):
+    for kind in ("clip", "siglip"):
+        scorer = load_scorer(folders[kind]).double()
+        ids = scorer.tokenizer(["red dog", "red dog"], add_special_tokens=False, return_tensors="pt").input_ids
+        embeddings = scorer.embeddings[ids].clone().requires_grad_()
+        features = scorer.text_features_from(ids, embeddings)
+        torch.testing.assert_close(features, scorer.text_features(["red dog", "red dog"]))
+        torch.autograd.gradcheck(partial(scorer.text_features_from, ids), embeddings, fast_mode=True)
+
+
+def edit(file, **changes):
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+
+
+def pickled(folder):
+    (folder / "model.safetensors").unlink()
+    torch.save({}, folder / "pytorch_model.bin")
+
+
+def other_end(folder):
+    content = json.loads((folder / "config.json").read_text())
+    content["text_config"]["eos_token_id"] = 49_407  # transformers' default, whatever the vocabulary
+    (folder / "config.json").write_text(json.dumps(content))
+
+
+def truncated(folder):
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+
+
+def lacking(folder):
+    from safetensors.torch import load_file, save_file
+
+    weights = load_file(folder / "model.safetensors")
+    weights.pop("visual_projection.weight")
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+
+
+def untabled(folder):
+    for name in ("tokenizer.json", "vocab.json"):
+        (folder / name).unlink(missing_ok=True)
+
+
+BAD = {
+    pickled: "only pickled weights",
+    other_end: "eos_token_id of config.json and tokenizer differ",
+    truncated: "cannot be loaded",
+    lacking: "lacks some of the model's weights",
+    untabled: "the tokenizer's tables are missing",
+    lambda folder: (folder / "config.json").unlink(): "config.json: .*give the folder of a CLIP or SigLIP model",
+    lambda folder: edit(folder / "config.json", model_type="bert"): "a model of type bert",
+    lambda folder: (folder / "preprocessor_config.json").unlink(): "preprocessor_config.json is missing",
+    lambda folder: edit(folder / "preprocessor_config.json", crop_size=8): "does not make 16 x 16 pixels",
+    lambda folder: edit(folder / "preprocessor_config.json", resample=1): "resample=1 is unknown",
+}
+
+
+@pytest.mark.parametrize(("damage", "message"), BAD.items(), ids=BAD.values())
+def test_a_bad_folder_gives_one_line(folders, tmp_path, damage, message):
+    folder = shutil.copytree(folders["clip"], tmp_path / "clip")
+    damage(folder)
+    with pytest.raises(UserError, match=message) as caught:
+        load_scorer(folder)
+    assert "\n" not in str(caught.value)
+
+
+def test_the_hub_is_asked_for_what_is_no_folder(folders, tmp_path, monkeypatch):
+    asked = {}
+
+    def snapshot(hub_id, **options):
+        asked.update(options, hub_id=hub_id)
+        return str(folders["clip"])
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot)
+    load_scorer("someone/clip", revision="v1", cache_dir=tmp_path, local_files_only=True)
+    assert asked.pop("allow_patterns") == ["*.json", "*.txt", "*.model", "*.safetensors"]
+    assert asked == dict(hub_id="someone/clip", revision="v1", cache_dir=tmp_path, local_files_only=True)
+    monkeypatch.undo()
+    with pytest.raises(UserError, match="someone/clip: not a folder, and the hub is out of reach"):
+        load_scorer("someone/clip", cache_dir=tmp_path)
+    with pytest.raises(UserError, match="no such folder"):
+        load_scorer(tmp_path / "nothing")
+    gated = hub.GatedRepoError.__new__(hub.GatedRepoError)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *args, **options: (_ for _ in ()).throw(gated))
+    with pytest.raises(UserError, match="someone/clip: the model is gated"):
+        load_scorer("someone/clip")
+
+
+def test_the_clip_objective_needs_the_generators_tokens(folders, model_overrides, targets, tmp_path):
+    words = [*model_overrides, "method=pez", "method.prompt_length=2", "trainer=cpu", "debug=quick"]
+    assert load_inverter(load_config(words))._objective(torch.rand(1, 3, 16, 16)).features.shape == (1, 8)
+    swapped = shutil.copytree(folders["clip"], tmp_path / "clip")
+    ids = json.loads((swapped / "vocab.json").read_text())
+    ids["red</w>"], ids["dog</w>"] = ids["dog</w>"], ids["red</w>"]  # the same words and shape, other numbers
+    (swapped / "vocab.json").write_text(json.dumps(ids))
+    for other in (swapped, folders["siglip"]):
+        inverter = load_inverter(load_config([*words, f"scorer.path={other}"]))
+        with pytest.raises(UserError, match=r"method.objective=clip: .*scorer.path"):
+            inverter._objective(torch.rand(1, 3, 16, 16))
