@@ -2,6 +2,7 @@
 
 import csv
 import io
+import itertools
 import json
 import os
 import subprocess
@@ -43,7 +44,7 @@ def refused(make, *words: str) -> None:
 def test_a_larger_sample_holds_every_smaller_one():
     ids = [f"{k}.png" for k in range(300)]
     samples = [chosen(ids, count, 3) for count in (1, 10, 100, 300)]
-    for smaller, larger in zip(samples, samples[1:], strict=False):
+    for smaller, larger in itertools.pairwise(samples):
         assert set(smaller) < set(larger) and smaller == sorted(smaller)
     assert chosen(ids, None, 3) == samples[-1] == list(range(300))
     assert set(chosen(ids, 100, 4)) != set(samples[2])
