@@ -173,7 +173,7 @@ def test_a_started_rank_dies_and_then_the_whole_run(place, words, runner):
     process = start(words, *more)
     wait_for(lambda: written(folder, 1), process)
     os.kill(child_of(process), signal.SIGKILL)
-    _, errors = process.communicate(timeout=300)
+    output, errors = process.communicate(timeout=300)
     assert (process.returncode, errors) == (1, "")
     assert "rank 1 ended with exit code -9" in output and "missing: the same command continues" in output
     part = (folder / "results" / "part-00000.jsonl").read_text()
