@@ -257,7 +257,8 @@ def _one_line(error: Exception) -> str:
     """Keep what Hydra says of a wrong key or value, and drop its advice on debugging."""
     root = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else error
     lines = [line.strip() for line in str(error).splitlines() + str(root).splitlines() if line.strip()]
-    kept = [line for line in dict.fromkeys(lines) if not line.startswith(("object_type", "reference_type", "Set the"))]
+    noise = ("object_type", "reference_type", "Set the", "Config search path", "provider=")
+    kept = [line for line in dict.fromkeys(lines) if not line.startswith(noise) and not line.endswith("schema")]
     return "; ".join(kept) + " (python train.py --help lists the keys)"
 
 
