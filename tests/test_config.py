@@ -1,9 +1,11 @@
 """Every option composes, validates and builds what it names; whatever is wrong gives one line that names the key."""
 
+import importlib.util
 import re
+import tarfile
 import warnings
 from collections.abc import Iterator
-from contextlib import nullcontext
+from pathlib import Path
 
 import lightning as L
 import numpy as np
@@ -11,11 +13,14 @@ import pytest
 import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
+from PIL import Image
 
 from ph2p.config import MethodConfig, config_dir, load_config, plan
 from ph2p.data import Targets
 from ph2p.engine import load_inverter
 from ph2p.errors import UserError
+from ph2p.logs import make_loggers
+from ph2p.tiny.coco import write_coco
 
 
 def options(group: str) -> list[str]:
@@ -64,6 +69,27 @@ def test_a_method_makes_its_optimiser_and_keeps_its_budget(option):
         assert optimizer.step(closure).shape == (2,) and not torch.equal(parameter, torch.ones(2, 3))
 
 
+def lay_out(root: Path) -> None:
+    """One picture in the layout of every data set."""
+    write_coco(root, 1)
+    for name in ("a.png", "flickr30k_images/1.jpg", "images/0.jpg"):
+        (root / name).parent.mkdir(exist_ok=True)
+        Image.new("RGB", (8, 8)).save(root / name)
+    (root / "text").mkdir()
+    texts = {
+        "captions.csv": "file_name,caption\na.png,red\n",
+        "results.csv": "image_name| comment_number| comment\n1.jpg| 0| A dog .\n1.jpg| 1| A cat .\n",
+        "metadata.jsonl": '{"file_name": "a.png", "text": "red, trending"}\n',
+        "text/0.txt": "She smiles.\nHe does not.\n",
+    }
+    for name, text in texts.items():
+        (root / name).write_text(text)
+    (root / "cat.txt").write_text("a cat")
+    with tarfile.open(root / "0.tar", "w") as tar:
+        tar.add(root / "a.png", "cat.png")
+        tar.add(root / "cat.txt", "cat.txt")
+
+
 @pytest.mark.parametrize("option", options("data"))
 def test_data_composes_or_names_what_it_needs(option):
     words = [f"data={option}"]
@@ -86,24 +112,37 @@ def needs(words: list[str]) -> list[str]:
 
 @pytest.mark.parametrize("option", ["examples", "folder", "world"])
 def test_data_makes_targets(option, tmp_path):
-    (tmp_path / "a.png").write_bytes(b"")
-    words = [f"data.path={tmp_path}"] if option == "folder" else []
-    targets = instantiate(load_config([f"data={option}", *words]).data.targets, image_size=16)
+    words = {
+        "folder": [f"data.path={tmp_path}"],
+        "coco": [f"data.root={tmp_path}"],
+        "captioned": [f"data.root={tmp_path}", "data.captions=captions.csv"],
+        "flickr30k": [f"data.root={tmp_path}"],
+        "lexica": [f"data.root={tmp_path}"],
+        "celeba": [f"data.root={tmp_path}"],
+        "webdataset": [f"data.shards={tmp_path}/*.tar"],
+    }
+    lay_out(tmp_path)
+    targets = instantiate(load_config([f"data={option}", *words.get(option, [])]).data.targets, image_size=16)
     assert isinstance(targets, Targets) and len(targets) > 0
+    sets = {"coco": 5, "captioned": 1, "flickr30k": 2, "lexica": 1, "celeba": 2, "webdataset": 1}
+    assert len(targets.load(0).references) == sets.get(option, 0)
 
 
 @pytest.mark.parametrize("option", options("logger"))
 def test_loggers(option, tmp_path):
     cfg = load_config([f"logger={option}", f"output={tmp_path}", "name=x"])
-    if not cfg.logger:
-        assert option == "csv"  # the table that is always written
-        return
     if option == "wandb":
-        pytest.importorskip("wandb")
-    logger = instantiate(cfg.logger)
-    logger.log_metrics({"loss": 0.5}, step=1)
-    logger.save()
-    assert any(path.is_file() for path in (tmp_path / "x").rglob("*"))
+        cfg.logger.offline = True
+        if importlib.util.find_spec("wandb") is None:
+            with pytest.raises(UserError, match=r"^logger=wandb: wandb is not installed: pip install 'ph2p\[wandb\]'$"):
+                make_loggers(cfg)
+            return
+    loggers = make_loggers(cfg)
+    assert len(loggers) == (option != "csv")  # the table is always there
+    for logger in loggers:
+        logger.log_metrics({"loss/ü.png": 0.5}, step=1)
+        logger.finalize("success")
+        assert any(path.is_file() for path in (tmp_path / "x" / "logs").rglob("*"))
 
 
 @pytest.mark.parametrize("option", sorted(set(options("trainer")) - {"gpu"}))
@@ -156,6 +195,11 @@ WRONG = [  # the command line's words, and what the line must name
     ("data.batch_size=0", "data.batch_size=0"),
     ("data.batch_size=null", "data.batch_size"),
     ("data=folder", "data.path"),
+    ("data=coco", "data.root"),
+    ("data=captioned data.root=x", "data.captions"),
+    ("data=captioned data.root=x data.captions=y data.delimiter=ab", "data.delimiter=ab"),
+    ("data=webdataset", "data.shards"),
+    ("data=webdataset data.shards=x data.count=few", "data.count"),
     ("data=world data.count=few", "data.count"),
     ("generator.steps=0", "generator.steps=0"),
     ("generator.image_size=0", "generator.image_size=0"),
@@ -200,8 +244,6 @@ CONSTRUCTORS = [  # what only the thing that is built from it can refuse
     ("trainer.accelerator=abacus", "trainer: "),
     ("+trainer.bogus=7", "trainer: "),
     ("logger=tensorboard logger._target_=nowhere.Logger", "logger: "),
-    ("trainer.devices=0", "trainer: "),
-    ("trainer.devices=few", "trainer: "),
 ]
 
 

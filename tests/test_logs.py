@@ -1,0 +1,94 @@
+"""The table of curves through kills and odd names, JSON without NaN, captions that a model cannot read whole."""
+
+import csv
+import json
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from pipelines import EOS
+
+from ph2p.config import load_config
+from ph2p.errors import UserError
+from ph2p.evaluation import readable
+from ph2p.inverter import as_record
+from ph2p.logs import FIGURES, RunLog, make_loggers
+from ph2p.metrics import rouge
+from ph2p.results import ResultsFolder, as_json
+
+
+def test_the_table_is_only_ever_added_to(tmp_path):
+    table = tmp_path / "logs" / "part-00000.csv"
+    names = ['a,"b"\n.png', "星/ü.png"]
+    RunLog(table).write(0, {name: {"loss": 0.5, "evaluations": 17} for name in names})
+    whole = table.read_bytes()
+    table.write_bytes(whole + b"a.png,1,0.2")  # a kill in the middle of a line
+    RunLog(table).write(1, {names[1]: {"loss": 0.1 + 0.2}})
+    assert table.read_bytes().startswith(whole)
+    with table.open(newline="", encoding="utf-8") as file:
+        header, *rows = csv.reader(file)
+    assert header == ["image_id", "epoch", *FIGURES]
+    assert rows == [[name, "0", "0.5", "", "", "17"] for name in names] + [[names[1], "1", str(0.1 + 0.2), "", "", ""]]
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="cannot be written"):
+        RunLog(tmp_path / "file" / "logs" / "x.csv")
+
+
+def test_a_logger_that_is_missing_says_how_to_get_it(monkeypatch):
+    module = "lightning.pytorch.loggers.tensorboard"
+    monkeypatch.setattr("lightning.fabric.loggers.tensorboard._TENSORBOARD_AVAILABLE", False)
+    monkeypatch.setattr("lightning.fabric.loggers.tensorboard._TENSORBOARDX_AVAILABLE", False)
+    monkeypatch.setattr(f"{module}._TENSORBOARD_AVAILABLE", False, raising=False)
+    with pytest.raises(UserError, match=r"^logger=tensorboard: .*pip install 'ph2p\[tensorboard\]'$"):
+        make_loggers(load_config(["logger=tensorboard"]))
+
+
+def test_what_is_no_number_is_null(tmp_path):
+    record = {"image_id": "a", "regret": math.nan, "deep": [{"x": (1.0, -math.inf)}], "ü": True}
+    assert json.loads(as_json(record)) == {"image_id": "a", "regret": None, "deep": [{"x": [1.0, None]}], "ü": True}
+    folder = ResultsFolder(tmp_path / "out", load_config([f"output={tmp_path}", "name=out"]))
+    folder.append(record)
+    path = folder.write_candidates("a", {"loss_curve": [math.inf]})
+    folder.close()
+    for text in (folder.part.read_text(), (folder.folder / path).read_text()):
+        assert json.loads(text, parse_constant=lambda word: pytest.fail(word))
+
+
+def test_rouge_by_hand():
+    assert rouge("red dog", ["a cat", "the dog is red"]) == pytest.approx((2 * 1 * 0.5 / 1.5, 1 / 3))
+    assert rouge("Übung 星", ["übung", "星 übung"])[0] == 1.0
+    assert rouge("", ["a"]) == rouge("dog", ["!?"]) == (0.0, 0.0)
+
+
+def test_a_text_is_cut_after_the_last_word_that_fits(generator):
+    room = generator.max_prompt_length
+    assert room == 10
+    assert readable(generator, "red dog") == ("red dog", "")
+    assert readable(generator, "red " * room)[1] == ""
+    text, note = readable(generator, "red " * 8 + "zzz blue")  # zzz takes three tokens, one too many
+    assert text == " ".join(["red"] * 8) and "of 12 tokens this model reads 10" in note
+    text, note = readable(generator, "z" * 50)  # no word fits: letters
+    assert text == "z" * room and note
+    assert readable(generator, f"red {EOS} dog")[0] == ""
+
+
+def test_a_long_true_caption_does_not_stop_a_run(inverter_of, targets):
+    inverter = inverter_of("method.budget=400", "evaluation.draws=4")
+    long = replace(targets[0], caption="red dog above a green circle " * 5)
+    strange = replace(targets[1], caption=f"a {EOS}", references=("small blue circle", "red", "blue " * 30))
+    alone = replace(targets[2], caption=None)
+    results = inverter([long, strange, alone])
+    assert results[0].caption == long.caption and results[0].loss_caption > 0 and results[0].regret is not None
+    assert results[0].notes == ["true caption cut for its loss: of 30 tokens this model reads 10"]
+    cut = replace(long, caption=" ".join(long.caption.split()[:10]))
+    assert inverter([cut])[0].loss_caption == pytest.approx(results[0].loss_caption, rel=1e-6)
+    assert results[1].loss_caption is None and results[1].regret is None
+    assert [note.split()[:2] for note in results[1].notes] == [["true", "caption"], ["reference", "3"]]
+    assert not results[2].notes and results[2].loss_reference is None
+    losses = [inverter([replace(strange, references=(text,))])[0].loss_reference for text in strange.references]
+    assert results[1].loss_reference == pytest.approx(min(losses), rel=1e-6)
+    features = inverter.scorer.text_features([results[1].prompt, *strange.references])
+    assert results[1].reference_similarity == pytest.approx(float((features[1:] @ features[0]).max()), abs=1e-5)
+    assert json.loads(as_json(as_record(results[1])))["references"] == list(strange.references)
+    assert not any(isinstance(value, torch.Tensor) for value in as_record(results[1]).values())
