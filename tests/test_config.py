@@ -90,26 +90,6 @@ def lay_out(root: Path) -> None:
         tar.add(root / "cat.txt", "cat.txt")
 
 
-@pytest.mark.parametrize("option", options("data"))
-def test_data_composes_or_names_what_it_needs(option):
-    words = [f"data={option}"]
-    with pytest.raises(UserError, match=r"^data[.].*has no value; give data[.]") if needs(words) else nullcontext():
-        load_config(words)
-    cfg = load_config([*words, *(f"{key}=somewhere" for key in needs(words))])
-    assert cfg.data.name == option and cfg.data.targets["_target_"].startswith("ph2p.data.")
-
-
-def needs(words: list[str]) -> list[str]:
-    """The keys that have no value yet, found one by one as a user finds them."""
-    keys: list[str] = []
-    while True:
-        try:
-            load_config([*words, *(f"{key}=somewhere" for key in keys)])
-            return keys
-        except UserError as error:
-            keys.append(str(error).partition(":")[0])
-
-
 @pytest.mark.parametrize("option", ["examples", "folder", "world"])
 def test_data_makes_targets(option, tmp_path):
     words = {
