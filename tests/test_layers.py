@@ -36,6 +36,7 @@ LAYERS = (  # from the ground up
     "search",
     "callbacks",
     "config",
+    "help",
     "evaluation",
     "inverter",
     "results",
