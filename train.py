@@ -5,6 +5,8 @@ from ph2p.stopping import listen
 listen()  # before the slow imports: a signal to stop that comes first would kill, and nobody would requeue the job
 
 # ruff: noqa: E402
+import os
+import signal
 import sys
 
 import hydra
@@ -14,13 +16,14 @@ from omegaconf import DictConfig
 
 from ph2p.config import check, config_dir, load_config, register
 from ph2p.errors import UserError
+from ph2p.help import help_text
 
 codes: list[int] = []  # an exit code for every job that Hydra started
 
 
 @hydra.main(version_base="1.3", config_path=str(config_dir()), config_name="train")
 def with_hydra(cfg: DictConfig) -> None:
-    """Serve what needs Hydra's own command line: --help, --cfg, --multirun."""
+    """Serve what needs Hydra's own command line: --cfg, --multirun."""
     from ph2p.engine import run
 
     try:
@@ -45,6 +48,20 @@ def interrupted(error: BaseException | None) -> bool:
     return error is not None
 
 
+def dispatch(argv: list[str]) -> int:
+    """Do what the command line asks for; returns the exit code."""
+    if {"-h", "--help"} & set(argv):
+        print(help_text([argument for argument in argv if not argument.startswith("-")]))
+        return 0
+    if any(argument.startswith("-") for argument in argv):
+        with_hydra()
+        return max(codes, default=0)
+    cfg = load_config(argv)
+    from ph2p.engine import run  # after the check: a typo is answered at once, without loading torch
+
+    return run(cfg)
+
+
 def main(argv: list[str]) -> int:
     """Run; returns the exit code.
 
@@ -53,13 +70,12 @@ def main(argv: list[str]) -> int:
     register()
     codes.clear()
     try:
-        if any(argument.startswith("-") for argument in argv):
-            with_hydra()
-            return max(codes, default=0)
-        cfg = load_config(argv)
-        from ph2p.engine import run  # after the check: a typo is answered at once, without loading torch
-
-        return run(cfg)
+        code = dispatch(argv)
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:  # the reader has gone, as in `--help | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains again at its end
+        return 128 + signal.SIGPIPE  # as a shell reports it
     except UserError as error:
         return complain(error)
     except (KeyboardInterrupt, SystemExit) as error:

@@ -263,17 +263,21 @@ def register() -> None:
 
 def load_config(overrides: list[str]) -> DictConfig:
     """Compose and validate the configuration; raises UserError, one line, for anything wrong in it."""
+    return check(compose_config(overrides))
+
+
+def compose_config(overrides: list[str]) -> DictConfig:
+    """The configuration as composed, its interpolations and missing values as they stand; raises UserError."""
     register()
     GlobalHydra.instance().clear()
     try:
         with initialize_config_dir(str(config_dir()), version_base="1.3"):
-            cfg = compose("train", overrides)
+            return compose("train", overrides)
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(_one_line(error)) from error
     except ValueError as error:  # group=null, and Hydra does not say which
         nulls = [word for word in overrides if word.endswith("=null") and "." not in word]
         raise UserError(f"{' '.join(nulls)}: {_one_line(error)}") from error
-    return check(cfg)
 
 
 def check(cfg: DictConfig) -> DictConfig:

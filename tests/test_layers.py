@@ -52,6 +52,7 @@ LAYERS = (  # from the ground up
     "callbacks",
     "logs",
     "config",
+    "help",
     "evaluation",
     "strategy",
     "inverter",

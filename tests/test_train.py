@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import runpy
 import signal
 import subprocess
@@ -280,11 +281,22 @@ def test_a_wrong_path_on_the_command_line_and_help(place):
     assert wrong.stderr.startswith("error: no/where: ") and wrong.stderr.count("\n") == 1
     helped = train("--help", cwd=place)
     assert (helped.returncode, helped.stderr) == (0, "")
-    for group in ("data: examples", "generator: embedded", "method: ", "trainer: ", "logger: ", "debug: quick"):
-        assert f"\n{group}" in helped.stdout
+    groups = re.findall(r"^  (\w+)  +(\w.*)$", helped.stdout.partition("Groups")[2], re.MULTILINE)
+    assert [name for name, _ in groups] == ["data", "debug", "generator", "logger", "method", "scorer", "trainer"]
+    assert dict(groups)["scorer"] == "clip-vit-l-14, embedded, folder, siglip"
+    assert "schema" not in helped.stdout
     for words in ("data.path=my_images", "ph2p_plus", "batch_size:", "name='seed-${seed}'"):
         assert words in helped.stdout
     assert not (place / "outputs").exists()
+
+
+def test_help_whose_reader_has_gone_says_nothing():
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, str(TRAIN), "--help"]
+    done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, env=environment(), timeout=300)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (128 + signal.SIGPIPE, b"")
 
 
 # --- Python -------------------------------------------------------------------------------------------------------
