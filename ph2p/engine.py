@@ -90,10 +90,9 @@ def _invert_share(inverter: Inverter, targets: Targets, mine: range, results: Re
     todo = batches(list(index), begun, done, errors.keys(), cfg.data.batch_size)
     if ranks.rank == 0:
         before = f" ({len(done)} finished before)" if done else ""
-        place = f" on {ranks.world} ranks, {len(mine)} on this one" if ranks.world > 1 else ""
-        console.print(
-            f"Inverting {len(targets)} images{place}{before} with {cfg.method.name}; results in {results.folder}/"
-        )
+        place = f" on {ranks.world} ranks" if ranks.world > 1 else ""
+        wanted = len(share(len(targets), parse_shard(cfg.data.shard), 0, 1))
+        console.print(f"Inverting {wanted} images{place}{before} with {cfg.method.name}; results in {results.folder}/")
     with _progress_bar(ranks.rank) as bar:
         task = bar.add_task("starting", total=sum(map(len, todo)))
         for batch in todo:

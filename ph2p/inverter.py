@@ -8,9 +8,11 @@ from typing import Any
 import lightning as L
 import torch
 from hydra.utils import instantiate
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from omegaconf import DictConfig
 from torch import Tensor
 
+from ph2p import stopping
 from ph2p.callbacks import CandidateHistory, DelayedProjection, EpochProgress, SaveProgress
 from ph2p.checkpoint import BatchCheckpoint
 from ph2p.config import plan
@@ -218,7 +220,11 @@ class Inverter:
             enable_progress_bar=False,
             enable_model_summary=False,
         )
-        trainer.fit(module, data, ckpt_path=checkpoint.fit_path if checkpoint else None, weights_only=True)
+        try:
+            trainer.fit(module, data, ckpt_path=checkpoint.fit_path if checkpoint else None, weights_only=True)
+        except SIGTERMException:  # Lightning has seen the signal between two of our looks, and would exit with 0
+            stopping.check()
+            raise
 
     # --- search --------------------------------------------------------------------------------------------------
 

@@ -66,7 +66,7 @@ class Runner:
             stopping.listen()
             os.environ.update({name: str(value) for name, value in environment.items()})
             before()
-            self._be_quiet()
+            engine.console.quiet = True
             code = self._run(words)
         except BaseException as error:
             print(f"{type(error).__name__}: {error}", file=sys.stderr)
@@ -79,10 +79,6 @@ class Runner:
         cfg = load_config([*self.words, *words])
         engine.load_inverter = lambda cfg: replace(self.inverter, cfg=cfg)
         return engine.run(cfg)
-
-    @staticmethod
-    def _be_quiet() -> None:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
     def run(self, *words: str, before: Callable[[], None] = lambda: None, **environment: object) -> int:
         """Run to the end; returns the exit code, minus the signal's number where one has killed it."""
@@ -124,6 +120,7 @@ def found(folder: Path) -> dict[str, dict]:
     for record in read_results(folder):
         files = record.pop("files", {})
         names = [name for value in files.values() for name in (value if isinstance(value, list) else [value])]
-        del record["seconds"], record["peak_memory"]
+        for key in ("seconds", "peak_memory"):
+            record.pop(key, None)  # a failed image has none
         result[record["image_id"]] = record | {name: (folder / name).read_bytes() for name in names}
     return result

@@ -188,8 +188,13 @@ WRONG = [  # the command line's words, and what the line must name
     ("+trainer.max_epochs=3", "trainer.max_epochs"),
     ("+trainer.enable_progress_bar=true", "trainer.enable_progress_bar"),
     ("trainer.precision=7", "trainer.precision=7"),
-    ("trainer.precision=bf16-mixed", "trainer.precision=bf16-mixed"),
-    ("trainer.devices=2", "trainer.devices=2"),
+    ("trainer.precision=16-mixed", "trainer.precision=16-mixed"),
+    ("trainer.num_nodes=0", "trainer.num_nodes=0"),
+    ("+trainer.strategy=ddp", "trainer.strategy"),
+    ("data.shard=3/3", "data.shard=3/3"),
+    ("data.shard=1", "data.shard=1"),
+    ("method.microbatch=0", "method.microbatch=0"),
+    ("method.microbatch=many", "method.microbatch=many"),
     ("seed=-1", "seed=-1"),
     (f"seed={2**62}", f"seed={2**62}"),
     ("name=a/b", "name=a/b"),
@@ -213,6 +218,8 @@ CONSTRUCTORS = [  # what only the thing that is built from it can refuse
     ("trainer.accelerator=abacus", "trainer: "),
     ("+trainer.bogus=7", "trainer: "),
     ("logger=tensorboard logger._target_=nowhere.Logger", "logger: "),
+    ("trainer.devices=0", "trainer: "),
+    ("trainer.devices=few", "trainer: "),
 ]
 
 

@@ -1,0 +1,246 @@
+"""Several ranks: each image once, the results of one rank, and nobody is harmed by another's end."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import lightning as L
+import pytest
+from runs import SMALL, Runner, ended, found, lines, make_pictures
+
+from ph2p import invert
+from ph2p.errors import UserError
+from ph2p.schedule import batches, share
+from ph2p.strategy import IndependentRanks, check_environment
+
+TRAIN = Path(__file__).resolve().parents[1] / "train.py"
+
+
+# --- who does what ------------------------------------------------------------------------------------------------
+
+
+def test_shares_are_a_partition_and_even():
+    for total in (0, 1, 5, 17):
+        for shards, world in ((1, 1), (1, 2), (3, 1), (3, 4)):
+            cut = [share(total, (i, shards), rank, world) for i in range(shards) for rank in range(world)]
+            assert sorted(k for part in cut for k in part) == list(range(total))
+            for i in range(shards):
+                sizes = [len(share(total, (i, shards), rank, world)) for rank in range(world)]
+                assert max(sizes) - min(sizes) <= 1
+
+
+def test_batches_keep_their_composition_through_interruptions():
+    """Whatever was done and whichever image fails for good, a batch is the one of the undisturbed run."""
+    chance = random.Random(0)
+    for _ in range(200):
+        ids, size = [str(k) for k in range(chance.randint(1, 12))], chance.randint(1, 4)
+        bad = {i for i in ids if chance.random() < 0.2}
+        undisturbed = batches(ids, [], set(), set(), size)
+        assert [i for batch in undisturbed for i in batch] == ids
+        at, done, failed = chance.randrange(len(undisturbed)), set(), set()
+        for batch in undisturbed[:at]:
+            done |= set(batch) - bad
+            failed |= set(batch) & bad
+        begun = [i for i in undisturbed[at] if i not in bad]
+        failed |= set(undisturbed[at]) & bad
+        done |= set(begun[: chance.randint(0, max(0, len(begun) - 1))])  # killed while the batch was written
+        left = batches(ids, begun, done, failed, size)
+        expected = ([begun] if begun else []) + undisturbed[at + 1 :]
+        assert left[: len(expected)] == expected
+        again = [i for batch in left[len(expected) :] for i in batch]
+        assert Counter(again) == Counter(failed)
+
+
+def test_a_begun_batch_of_another_number_of_ranks_is_dropped():
+    assert batches(["0", "2", "4"], ["0", "1"], {"1"}, set(), 2) == [["0", "2"], ["4"]]
+    assert batches(["0", "1"], ["0", "1"], {"0", "1"}, set(), 2) == []
+
+
+# --- runs ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("ranks")
+
+
+@pytest.fixture(scope="module")
+def words(place, model_overrides) -> list[str]:
+    pictures = make_pictures(place / "pictures")
+    return [*SMALL, *model_overrides, "data.batch_size=1", f"output={place}/out", f"data.path={pictures}"]
+
+
+@pytest.fixture(scope="module")
+def runner(words) -> Runner:
+    return Runner(words)
+
+
+@pytest.fixture(scope="module")
+def alone(place, runner) -> dict[str, dict]:
+    assert runner.run("name=alone") == 0
+    return found(place / "out" / "alone")
+
+
+def test_two_ranks_find_what_one_finds(place, runner, alone):
+    assert runner.ranks(2, "name=two") == [0, 0]
+    folder = place / "out" / "two"
+    assert found(folder) == alone
+    parts = {path.name: len(path.read_text().splitlines()) for path in (folder / "results").iterdir()}
+    assert parts == {"part-00000.jsonl": 3, "part-00001.jsonl": 2}
+    page = (folder / "index.html").read_text(encoding="utf-8")
+    assert all(name in page for name in alone)
+
+
+def test_more_ranks_than_images(place, runner, alone):
+    assert runner.ranks(7, "name=many") == [0] * 7
+    assert found(place / "out" / "many") == alone
+
+
+def test_another_number_of_ranks_continues(place, runner, alone):
+    """Killed with two ranks and two images a batch, continued with three, one, and none of the images is lost."""
+    folder, chance = place / "out" / "changing", random.Random(1)
+    for world in (2, 3, 2, 1):
+        devices = (f"trainer.devices={world}", "name=changing", "data.batch_size=2")
+        processes = [runner.start(*devices, LOCAL_RANK=rank) for rank in range(world)]
+        time.sleep(chance.uniform(0.3, 0.8))
+        for process in processes:
+            os.kill(process, signal.SIGKILL)
+            ended(process)
+    assert runner.ranks(2, "name=changing", "data.batch_size=2") == [0, 0]
+    assert {name: record["status"] for name, record in found(folder).items()} == dict.fromkeys(alone, "ok")
+    assert len(lines(folder)) == 5
+    assert not list((folder / "checkpoints").iterdir())
+
+
+def test_shards_share_a_folder(place, runner, alone):
+    assert [runner.run("name=shards", f"data.shard={i}/3") for i in range(3)] == [0, 0, 0]
+    folder = place / "out" / "shards"
+    assert found(folder) == alone
+    assert sorted(path.name for path in (folder / "results").iterdir()) == [f"part-{i}-00000.jsonl" for i in range(3)]
+
+
+def test_a_bad_image_fails_on_its_rank_alone_and_once(place, runner, alone):
+    pictures = make_pictures(place / "mixed")
+    (pictures / "1.png").write_text("no picture")
+    for _ in range(2):  # under a cluster the exit code of a rank that is not the last says nothing of images
+        codes = runner.ranks(2, "name=mixed", f"data.path={pictures}")
+        assert 1 in codes and set(codes) <= {0, 1}
+    records = found(place / "out" / "mixed")
+    assert records.pop("1.png")["status"] == "failed"
+    assert {name: record["loss"] for name, record in records.items()} == {
+        name: record["loss"] for name, record in alone.items() if name != "1.png"
+    }
+    assert len(lines(place / "out" / "mixed")) == 5  # the second time it is not said again
+
+
+# --- processes that Lightning starts ------------------------------------------------------------------------------
+
+
+def start(words: list[str], *more: str, launcher: tuple[str, ...] = ()) -> subprocess.Popen:
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(TRAIN.parent), "HF_HUB_OFFLINE": "1"}
+    command = [sys.executable, *launcher, str(TRAIN), *words, *more]
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def child_of(process: subprocess.Popen) -> int:
+    (child,) = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    return int(child)
+
+
+def wait_for(what, process: subprocess.Popen) -> None:
+    deadline = time.monotonic() + 240
+    while not what():
+        assert process.poll() is None and time.monotonic() < deadline, process.communicate()
+        time.sleep(0.02)
+
+
+def written(folder: Path, rank: int) -> bool:
+    part = folder / "results" / f"part-{rank:05d}.jsonl"
+    return part.exists() and part.stat().st_size > 0
+
+
+@pytest.mark.slow
+def test_a_started_rank_dies_and_then_the_whole_run(place, words, runner):
+    """`trainer.devices=2` alone starts the second rank; killed, stopped and continued, the results are the same."""
+    pictures, folder = make_pictures(place / "eight", 8), place / "out" / "started"
+    more = ("name=started", f"data.path={pictures}", "trainer.devices=2")
+
+    process = start(words, *more)
+    wait_for(lambda: written(folder, 1), process)
+    os.kill(child_of(process), signal.SIGKILL)
+    output, errors = process.communicate(timeout=300)
+    assert (process.returncode, errors) == (1, "")
+    assert "rank 1 ended with exit code -9" in output and "missing: the same command continues" in output
+    part = (folder / "results" / "part-00000.jsonl").read_text()
+    assert len(part.splitlines()) == 4  # its own are all finished
+
+    process = start(words, *more)
+    wait_for(lambda: "LOCAL_RANK=1" in environment_of(process), process)
+    before = len(lines(folder))
+    wait_for(lambda: len(lines(folder)) > before, process)
+    child = child_of(process)
+    process.send_signal(signal.SIGTERM)
+    output, errors = process.communicate(timeout=60)
+    assert (process.returncode, errors) == (143, "") and "the same command continues" in output
+    assert not Path(f"/proc/{child}").exists()
+
+    process = start(words, *more)
+    output, errors = process.communicate(timeout=300)
+    assert (process.returncode, errors) == (0, "") and "8 images inverted, 0 failed" in output
+    assert len(lines(folder)) == 8
+
+
+def environment_of(process: subprocess.Popen) -> str:
+    """The environment of the process's child, once it has one."""
+    try:
+        return Path(f"/proc/{child_of(process)}/environ").read_text()
+    except (ValueError, OSError):
+        return ""
+
+
+@pytest.mark.slow
+def test_torchrun(place, words):
+    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
+    process = start(words, "name=torchrun", "trainer.devices=2", launcher=launcher)
+    _, errors = process.communicate(timeout=300)
+    assert process.returncode == 0, errors
+    assert len(lines(place / "out" / "torchrun")) == 5
+    assert all(written(place / "out" / "torchrun", rank) for rank in range(2))
+
+
+# --- what cannot be -----------------------------------------------------------------------------------------------
+
+
+def test_a_cluster_with_another_number_of_tasks_is_refused(runner, capfd, monkeypatch):
+    slurm = {"SLURM_NTASKS": 2, "SLURM_NTASKS_PER_NODE": 2, "SLURM_JOB_ID": 7, "SLURM_PROCID": 0}
+    slurm |= {"SLURM_LOCALID": 0, "SLURM_NODEID": 0, "SLURM_JOB_NAME": "x"}
+    assert runner.run("name=wrong", **slurm) == 2
+    (line,) = capfd.readouterr().err.splitlines()
+    assert "trainer: " in line and "devices" in line
+
+
+def test_python_stays_in_its_process(words):
+    with pytest.raises(UserError, match=r"trainer\.devices"):
+        invert(TRAIN, [*words, "trainer.devices=2"])
+
+
+def test_the_strategy_keeps_every_rank_to_itself(monkeypatch):
+    """In a fit too: no process group, no wrapping, values stay one's own; every rank may write."""
+    import torch
+
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    options = dict(accelerator="cpu", devices=2, logger=False, enable_checkpointing=False)
+    trainer = L.Trainer(strategy=IndependentRanks(), **options)
+    trainer.strategy.setup_environment()
+    strategy, mine = trainer.strategy, torch.tensor([3.0])
+    assert (strategy.global_rank, strategy.world_size, strategy.is_global_zero) == (1, 2, True)
+    assert not torch.distributed.is_initialized()
+    strategy.barrier()
+    assert strategy.reduce(mine) is mine and strategy.broadcast(mine) is mine and strategy.all_gather(mine) is mine
+    assert strategy.reduce_boolean_decision(False, all=False) is False
+    check_environment(strategy.cluster_environment, 2, 1)
