@@ -224,6 +224,8 @@ CONSTRUCTORS = [  # what only the thing that is built from it can refuse
     ("trainer.accelerator=abacus", "trainer: "),
     ("+trainer.bogus=7", "trainer: "),
     ("logger=tensorboard logger._target_=nowhere.Logger", "logger: "),
+    ("trainer.devices=0", "trainer: "),
+    ("trainer.devices=few", "trainer: "),
 ]
 
 

@@ -202,9 +202,8 @@ def test_ids_are_those_of_shard_and_member(tmp_path):
     assert ids == ["a/0/x/1.png", "a/0/1.png", "b/0/x/1.png", "b/0/1.png"]
     assert ShardTargets(f"{tmp_path}/*/0.tar", SIZE).ids == ids
     unsafe = ["../../etc/x.png", "/abs.png", "new\nline.png"]
-    write_shard(
-        tmp_path / "c.tar", [(name, picture_bytes(3 + k)) for k, name in enumerate(unsafe)]
-    )  # nothing is unpacked, so these are names like any other
+    members = [(name, picture_bytes(3 + k)) for k, name in enumerate(unsafe)]
+    write_shard(tmp_path / "c.tar", members)  # nothing is unpacked, so these are names like any other
     targets = ShardTargets(f"{tmp_path}/c.tar", SIZE)
     assert len(set(targets.ids)) == 3 and all("\n" not in name for name in targets.ids)
     assert targets.load(2).image[0].mean() == pytest.approx(5 / 255, abs=0.01)
