@@ -82,7 +82,7 @@ def test_what_is_kept_and_what_is_not(real):
         if token not in (None, tokenizer.unk_token_id):
             assert allowed[token], word
     never = {"clip": ["dog", "!", "1</w>", "a</w>", "sexy</w>", "ðŁĺĤ</w>"], "t5": ["dog", "▁", "▁2", "<extra_id_0>"]}
-    never["llama"] = ["dog", "Ġa", "Ġ2", "Ġporn", "ĠÐ¿ÑĢÐ¸", "!"]
+    never["llama"] = ["dog", "Ġa", "Ġ2", "Ġporn", "!"]
     ids = tokenizer.convert_tokens_to_ids(never[name])
     assert len(set(ids)) == len(ids) and not allowed[ids].any()
     assert not allowed[tokenizer.all_special_ids].any()
@@ -103,4 +103,4 @@ def test_other_scripts_of_clip(real):
     table = vocabulary.embeddings
     others = Vocabulary(vocabulary.tokenizer, table, tokens=TokenFilter(scripts=("cyrillic", "greek", "arabic")))
     words = [others.decode([i]) for i in others.allowed_ids.tolist()]
-    assert len(words) > 20 and not any(word.isascii() for word in words)
+    assert "фото" in words and not any(word.isascii() for word in words)

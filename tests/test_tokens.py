@@ -14,7 +14,7 @@ from ph2p.vocabulary import Vocabulary
 @pytest.mark.parametrize(
     ("rule", "kept", "left_out"),
     [
-        ({}, "red café ſtraße Éclair naïve", "a 3d t-shirt don't 你好 привет кot ☺ 12 x² ª _ red\u200bred \ufffd"),
+        ({}, "red café Straße Éclair naïve", "a 3d t-shirt don't 你好 привет кot ☺ 12 x² ª _ red\u200bred \ufffd"),
         ({"scripts": ("cyrillic", "greek")}, "привет λόγος", "red кot и"),
         ({"scripts": ("han", "hiragana"), "min_length": 1}, "猫 ねこ 食べる", "cat ネコ ー"),
         ({"scripts": ("devanagari",)}, "हिन्दी", "hindi"),  # with vowel signs, which are marks
@@ -89,7 +89,7 @@ def test_the_configuration_reaches_the_vocabulary(model_overrides, tmp_path):
 def test_the_shipped_blocklist_is_the_default_and_null_switches_it_off():
     shipped = load_config([]).generator.blocklist
     words = read_words(shipped)
-    assert len(words) > 200 and len(set(words)) == len(words) and words == [word.casefold() for word in words]
+    assert len(words) > 200 and len(set(words)) == len(words) and words == [word.lower() for word in words]
     assert load_config(["generator=sd15"]).generator.blocklist == shipped
     assert load_config(["generator.blocklist=null"]).generator.blocklist is None
     # Words of arts and of kinds of people are not insults.
