@@ -34,7 +34,7 @@ def make_loggers(cfg: DictConfig) -> list[Logger]:
         extra = next((name for name in EXTRAS if name in target.lower()), None)
         if extra is None:
             raise
-        raise UserError(f"logger={extra}: {extra} is not installed: pip install 'ph2p[{extra}]'") from error
+        raise UserError(f"logger={extra}: {extra} is not installed: pip install {extra}") from error
 
 
 class RunLog:

@@ -95,7 +95,7 @@ def test_coco_says_what_is_missing_and_where_to_get_it(tmp_path, monkeypatch):
         annotations.write_bytes(content)
         refused(lambda: CocoTargets(tmp_path, SIZE), "captions_val2017.json: ")
     monkeypatch.setitem(sys.modules, "pycocotools.coco", None)
-    refused(lambda: CocoTargets(tmp_path, SIZE), "pip install 'ph2p[coco]'")
+    refused(lambda: CocoTargets(tmp_path, SIZE), "pip install pycocotools")
 
 
 # --- captioned folders ----------------------------------------------------------------------------

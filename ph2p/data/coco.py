@@ -67,7 +67,7 @@ def _open_annotations(annotations: Path) -> Any:
     try:
         from pycocotools.coco import COCO
     except ImportError as error:
-        raise UserError("data=coco: pycocotools is not installed: pip install 'ph2p[coco]'") from error
+        raise UserError("data=coco: pycocotools is not installed: pip install pycocotools") from error
     try:
         with redirect_stdout(io.StringIO()):  # it reports what it does
             return COCO(str(annotations))
