@@ -190,7 +190,7 @@ def test_a_started_rank_dies_and_then_the_whole_run(place, words, runner):
     assert not Path(f"/proc/{child}").exists()
 
     process = start(words, *more)
-    _, errors = process.communicate(timeout=300)
+    output, errors = process.communicate(timeout=300)
     assert (process.returncode, errors) == (0, "") and "8 images inverted, 0 failed" in output
     assert len(lines(folder)) == 8
 
