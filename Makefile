@@ -33,8 +33,9 @@ $(VENV)/.installed: pyproject.toml constraints.txt tests/vocabularies.txt
 demo: venv ## Invert the example images on the CPU; the last line names the page to open
 	$(BIN)/python train.py $(ARGS)
 
+# Two workers of one thread each: most of the time goes into processes that start, and into small models.
 test: lint ## Check the code and run all tests
-	$(BIN)/python -m pytest $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
 
 compare: venv ## Compare the methods at equal cost, in one table
 	$(BIN)/python benchmarks/compare.py $(ARGS)
