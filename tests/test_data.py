@@ -397,7 +397,8 @@ def assert_right_draws(seen: list, steps: list[tuple[int, int]]) -> None:
 def test_every_epoch_has_its_own_draws(steps):
     module = Recorder()
     with warnings.catch_warnings():
-        warnings.simplefilter("error", UserWarning)
+        warnings.filterwarnings("error", category=UserWarning)
+        warnings.filterwarnings("ignore", "The `srun` command")  # on a machine that has SLURM
         fit(module, epochs=3, steps=steps)
     assert_right_draws(module.seen, [(e, s) for e in range(3) for s in range(steps)])
 
@@ -420,7 +421,8 @@ def test_a_run_stopped_inside_an_epoch_goes_on_with_its_step(tmp_path):
         stopped.trainer.save_checkpoint(tmp_path / "last.ckpt")
     module = Recorder()
     with warnings.catch_warnings():
-        warnings.simplefilter("error", UserWarning)
+        warnings.filterwarnings("error", category=UserWarning)
+        warnings.filterwarnings("ignore", "The `srun` command")  # on a machine that has SLURM
         fit(module, epochs=3, steps=3, checkpoint=tmp_path / "last.ckpt")
     assert_right_draws(module.seen, [(1, 1), (1, 2), (2, 0), (2, 1), (2, 2)])
 
