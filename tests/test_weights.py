@@ -37,10 +37,11 @@ def test_every_bar_is_reached_but_the_known_ones():
 
 
 @pytest.mark.slow
-def test_a_red_square_on_white_is_called_red_and_white():
+def test_a_red_square_is_called_red_and_square():
     result = invert(PACKAGE / "examples" / "red-square.png", OPTIONS)
     said = set(result.prompt.split())
     assert said & set(world.COLOUR_WORDS["red"])
+    assert said & set(world.SHAPES["square"])
     assert "white" in said
     assert result.forward_samples + result.backward_samples <= 5000
 
