@@ -62,7 +62,7 @@ def run(cfg: DictConfig) -> int:
             inverter.log = _build("logger", lambda: RunLog(results.log, make_loggers(cfg)))
             _invert_share(inverter, targets, share(len(targets), shard, ranks.rank, ranks.world), results, ranks)
             codes = ranks.wait()
-            return _summarise(results.folder, {targets.ids[k] for k in share(len(targets), shard, 0, 1)}, ranks, codes)
+            return _summarise(results, {targets.ids[k] for k in share(len(targets), shard, 0, 1)}, ranks, codes)
     except stopping.Stopped as stopped:
         return _stop(stopped, results.folder)
     finally:
@@ -270,15 +270,17 @@ def _progress_bar(rank: int) -> Progress:
     return Progress(*columns, *timing, console=console, disable=rank > 0)
 
 
-def _summarise(folder: Path, wanted: set[str], ranks: Ranks, codes: dict[int, int]) -> int:
+def _summarise(results: ResultsFolder, wanted: set[str], ranks: Ranks, codes: dict[int, int]) -> int:
     """Write the page and, on the first rank, say how it went; returns the exit code.
 
     Each rank that ends writes the page anew, so that the last one's shows everything. Where a cluster has started
     the ranks, one that failed images only says so by its exit code if it is the last: torchrun would stop the others.
     """
-    page = write_report(folder)
-    records = [record for record in read_results(folder) if record["image_id"] in wanted]
+    page = write_report(results.folder)
+    records = [record for record in read_results(results.folder) if record["image_id"] in wanted]
     failed, missing = sum(record["status"] != "ok" for record in records), len(wanted) - len(records)
+    if not failed and not missing:
+        results.remove_checkpoints()
     elsewhere = ranks.world > 1 and not codes
     for rank, code in codes.items():
         if code not in (0, 1):

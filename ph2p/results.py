@@ -128,6 +128,14 @@ class ResultsFolder:
                 raise
             os.fsync(self._file.fileno())
 
+    def remove_checkpoints(self) -> None:
+        """Remove what killed ranks have left; only once every image is finished, for then no rank saves any more."""
+        ranks = self.part.stem.rpartition("-")[0] + "-" + "[0-9]" * 5  # other shards may still be running
+        with plain_disk_errors(self.folder):
+            for pattern in (f"{ranks}.ckpt", f".{ranks}.ckpt.*"):  # the second: killed while it wrote
+                for path in self.checkpoint.parent.glob(pattern):
+                    path.unlink(missing_ok=True)
+
     def close(self) -> None:
         """Let another process write this part."""
         self._file.close()

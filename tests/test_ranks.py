@@ -114,6 +114,7 @@ def test_another_number_of_ranks_continues(place, runner, alone):
     assert runner.ranks(2, "name=changing", "data.batch_size=2") == [0, 0]
     assert {name: record["status"] for name, record in found(folder).items()} == dict.fromkeys(alone, "ok")
     assert len(lines(folder)) == 5
+    assert not list((folder / "checkpoints").iterdir())
 
 
 def test_shards_share_a_folder(place, runner, alone):
