@@ -54,6 +54,10 @@ class MethodConfig:
     timesteps: list[int] = field(default_factory=lambda: [500, 1000])  # t in [t_min, t_max)
     draws: int = 4  # N, drawn anew for every step of the optimiser
     steps: int = 1  # optimiser steps an epoch; the prompt is projected at the end of an epoch
+    # N of fixed draws by which the best prompt so far is known, from which an epoch starts; 0: from the last one.
+    judge_draws: int = 0
+    projection_scales: list[float] = field(default_factory=lambda: [1.0])  # lengths of an epoch's move that it projects
+    starts: int = 1  # random prompts that the judge chooses a row's start from
     restarts: int = 1  # prompts an image, each from its own start, as extra rows of the batch
     microbatch: Any = "auto"  # denoiser rows at once; auto: all, and half as many whenever memory runs out
     snap: bool = True  # the next epoch starts from the projected embeddings
@@ -215,15 +219,17 @@ def plan(method: MethodConfig) -> Plan:
     """Share a method's budget between optimisation, search and selection.
 
     The selection costs shortlist x draws forward samples, and finalists x steps x 2 for the renderings (twice
-    for the guidance); an evaluation of the objective N forward and N backward samples a restart. A CLIP
+    for the guidance); an evaluation of the objective N forward and N backward samples a restart, a start or an
+    epoch's candidate `judge_draws` forward samples a restart. A CLIP
     evaluation is charged alike, so that methods of the same budget take the same number of steps.
     Raises UserError when the budget does not pay for one epoch, or for the selection where nothing is optimised.
     """
     choice, search = method.selection, method.search
-    epoch_cost = 0
+    epoch_cost, judged = 0, method.judge_draws * method.restarts  # samples of judging a prompt a row
     if method.optimizer is not None:
-        epoch_cost = 2 * method.draws * method.restarts * method.steps * method.optimizer.get("max_eval", 1)
-    selection = choice.shortlist * choice.draws + 2 * choice.finalists * choice.steps
+        evaluations = method.steps * method.optimizer.get("max_eval", 1)
+        epoch_cost = 2 * method.draws * method.restarts * evaluations + judged * len(method.projection_scales)
+    selection = choice.shortlist * choice.draws + 2 * choice.finalists * choice.steps + method.starts * judged
     rest, enough, rounds = method.budget - selection, selection + epoch_cost, 0
     if search:
         start = choice.shortlist * search.draws + search.starts * search.draws
@@ -306,7 +312,7 @@ def validate(cfg: DictConfig) -> None:
     if not isinstance(cfg.method.optimizer, DictConfig | None):
         raise UserError(f"method.optimizer={cfg.method.optimizer}: give its keys, as in method.optimizer.lr=0.1")
     positive = ["data.batch_size", "generator.steps", "evaluation.draws", "evaluation.renders"]
-    positive += [f"method.{key}" for key in ("budget", "prompt_length", "draws", "steps", "restarts")]
+    positive += [f"method.{key}" for key in ("budget", "prompt_length", "draws", "steps", "starts", "restarts")]
     positive += ["method.optimizer.max_eval"] if cfg.method.optimizer else []
     positive += [f"method.selection.{key}" for key in ("shortlist", "draws", "finalists", "steps")]
     if cfg.method.search:
@@ -319,6 +325,11 @@ def validate(cfg: DictConfig) -> None:
         value = OmegaConf.select(cfg, key, default=1)
         if not isinstance(value, int) or value < 1:
             raise UserError(f"{key}={value}: give a whole number of at least 1")
+    method = cfg.method
+    if method.judge_draws < 0 or (method.judge_draws and not method.snap):
+        raise UserError(f"method.judge_draws={method.judge_draws}: give 0, or with method.snap=true a number above it")
+    if method.starts > 1 and (not method.judge_draws or method.init != "random"):
+        raise UserError(f"method.starts={method.starts}: more than one needs method.judge_draws and method.init=random")
     for key in ("method.timesteps", "evaluation.timesteps"):
         window = OmegaConf.select(cfg, key)
         if len(window) != 2 or not 0 <= window[0] < window[1]:

@@ -35,6 +35,7 @@ class PromptInversion(L.LightningModule):
         optimizer: OptimizerFactory,
         straight_through: bool = False,
         microbatch: MicroBatch | None = None,
+        token_losses: Tensor | None = None,
     ) -> None:
         super().__init__()
         self.automatic_optimization = False  # the losses are (B,), and the optimiser calls back for more
@@ -44,6 +45,8 @@ class PromptInversion(L.LightningModule):
         self.straight_through = straight_through
         self.prompt = nn.Parameter(vocabulary.embed(token_ids).clone())  # (B, M, D)
         self.register_buffer("token_ids", token_ids.clone())  # (B, M), the last projection
+        unknown = torch.full((len(token_ids),), torch.inf)
+        self.register_buffer("token_losses", unknown if token_losses is None else token_losses)  # (B,), of token_ids
         self.register_buffer("losses", torch.full((len(token_ids),), torch.nan))  # (B,), the last step's
         self.register_buffer("first_losses", self.losses.clone())  # (B,), where the epoch began
         self.register_buffer("evaluations", torch.zeros((), dtype=torch.long))  # of the objective, a row

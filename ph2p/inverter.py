@@ -157,14 +157,15 @@ class Inverter:
         """
         method, restarts = self.cfg.method, self.cfg.method.restarts
         rows = [f"{i}#{r}" if r else i for i in batch.ids for r in range(restarts)]
-        start = torch.stack([self._start(row) for row in rows])  # (B R, M)
+        judge = self._judge(batch) if method.judge_draws else None
+        start, token_losses = self._start(rows, judge)  # (B R, M), (B R)
         objective = self._objective()
         factory = instantiate(method.optimizer, _partial_=True) if method.optimizer else None
         microbatch = self.generator.microbatch
         module = PromptInversion(
-            objective, self.generator.vocabulary, start, factory, method.straight_through, microbatch
+            objective, self.generator.vocabulary, start, factory, method.straight_through, microbatch, token_losses
         )
-        epochs, history = plan(method).epochs, CandidateHistory(method.snap)
+        epochs, history = plan(method).epochs, CandidateHistory(method.snap, judge is not None)
         if epochs:
             goals = batch.latents if objective.needs_denoiser else batch.features
             goals = goals.repeat_interleave(restarts, 0)
@@ -172,7 +173,9 @@ class Inverter:
             share = 0.9 * (1 - method.search.share) if method.search else 0.9
             progress = EpochProgress(lambda done: report(share * done, "optimising"))
             logs = [LogCurves(self.log, rows, method.snap)] if self.log else []
-            self._fit(batch, module, data, epochs, [DelayedProjection(method.snap), history, *logs, progress])
+            projection = DelayedProjection(method.snap, judge, method.projection_scales)
+            self._fit(batch, module, data, epochs, [projection, history, *logs, progress])
+            batch.spend((method.starts + epochs * len(method.projection_scales)) * method.judge_draws * restarts)
             spent = int(module.evaluations) * method.draws * restarts if objective.needs_denoiser else 0
             batch.spend(spent, spent)
         else:
@@ -188,13 +191,34 @@ class Inverter:
         curves = torch.stack(history.curve, 1) if history.curve else losses[:, :0]
         return pool, module.prompt.detach()[::restarts].to(self.generator.device), curves[::restarts]
 
-    def _start(self, row: str) -> Tensor:
-        """The starting tokens (M,) of a row: given words, or random ones keyed by seed and image."""
+    def _judge(self, batch: Batch) -> Callable[[Tensor], Tensor]:
+        """A function from hard prompts (B R, K, M) to their losses (B R, K) on draws that stay the same."""
+        method, restarts = self.cfg.method, self.cfg.method.restarts
+        latents = batch.latents.repeat_interleave(restarts, 0)
+        ids = [image_id for image_id in batch.ids for _ in range(restarts)]
+        draws = self._draws(ids, "judge", method.judge_draws, method.timesteps)
+        return lambda prompts: candidate_losses(self.generator, latents, prompts, draws)
+
+    def _start(
+        self, rows: Sequence[str], judge: Callable[[Tensor], Tensor] | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """The rows' starting tokens (B R, M) and, by the judge, their losses (B R): the best of `starts` prompts."""
+        prompts = torch.stack([self._random_prompts(row) for row in rows])  # (B R, starts, M)
+        if judge is None:
+            return prompts[:, 0], None
+        losses = judge(prompts)
+        best = losses.nan_to_num(torch.inf).argmin(1)
+        every = torch.arange(len(rows), device=best.device)
+        return prompts[every, best], losses[every, best]
+
+    def _random_prompts(self, row: str) -> Tensor:
+        """Prompts (starts, M) for a row to start from: the given words, or random ones keyed by seed and image."""
         vocabulary, method = self.generator.vocabulary, self.cfg.method
         if method.init != "random":
-            return torch.tensor(vocabulary.encode(method.init), device=self.generator.device)
+            return torch.tensor([vocabulary.encode(method.init)], device=self.generator.device)
         key = make_draws(self.cfg.seed, [row], ("start",), 1, (0, 2**31), ()).timesteps
-        return vocabulary.random(method.prompt_length, torch.Generator().manual_seed(int(key)))
+        random = torch.Generator().manual_seed(int(key))
+        return vocabulary.random(method.starts * method.prompt_length, random).view(method.starts, -1)
 
     def _objective(self) -> DenoisingObjective | ClipObjective:
         if self.cfg.method.objective == "denoising":

@@ -16,6 +16,7 @@ from ph2p.objectives import DenoisingObjective, candidate_losses
 from ph2p.optim import BatchedLBFGS
 
 WINDOW = (500, 1000)
+SCALES = (0.5, 1.0, 2.0)
 LBFGS = ["method=ph2p", "method.draws=2", "method.optimizer.max_eval=6", "method.budget=200"]
 STRAIGHT_THROUGH = ["method=pez_diffusion", "method.draws=2", "method.budget=120"]
 
@@ -107,18 +108,25 @@ def bowl(prompt, token_ids, latents, draws):
     return (prompt - latents[:, 0]).square().sum((1, 2))
 
 
-def fitted(vocabulary, snap: bool, straight_through: bool = False) -> tuple[Watch, Watch, PromptInversion]:
+def fitted(
+    vocabulary, snap: bool, straight_through: bool = False, judge=None
+) -> tuple[Watch, Watch, PromptInversion]:
     random = torch.Generator().manual_seed(0)
     goal = 2 * vocabulary.embeddings.std() * torch.randn(3, 1, 4, 16, generator=random)
     start = torch.stack([vocabulary.random(4, random) for _ in range(3)])
     module = PromptInversion(
-        bowl, vocabulary, start, lambda p: torch.optim.SGD(p, lr=0.1), straight_through=straight_through
+        bowl,
+        vocabulary,
+        start,
+        lambda p: torch.optim.SGD(p, lr=0.1),
+        straight_through,
+        token_losses=judge(start[:, None])[:, 0] if judge else None,
     )
     before, after = Watch(), Watch()
     trainer = L.Trainer(
         accelerator="cpu",
         max_epochs=4,
-        callbacks=[before, DelayedProjection(snap), after],
+        callbacks=[before, DelayedProjection(snap, judge, SCALES), after],
         logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,
@@ -145,13 +153,40 @@ def test_snap_moves_the_prompt_onto_the_nearest_allowed_tokens(generator):
         assert not torch.equal(prompt, projected)
 
 
+def test_a_judge_takes_the_best_length_and_an_epoch_starts_from_the_best_prompt_so_far(generator):
+    vocabulary, asked = generator.vocabulary, []
+    # The start's loss and each epoch's best one, by row; the second row has none. The best is that of `length`.
+    verdicts = torch.tensor([[3.0, 2.0, 2.5, 1.0, 1.5], [torch.nan] * 5, [3.0, 4.0, 2.0, 2.0, 5.0]])
+    length = [2, 0, 1]
+
+    def judge(candidates):
+        distance = (torch.arange(candidates.shape[1]) - torch.tensor(length)[:, None]).abs()  # (B, K)
+        asked.append(candidates)
+        return verdicts[:, len(asked) - 1, None] + distance * (len(asked) > 1)
+
+    before, after, _ = fitted(vocabulary, snap=True, judge=judge)
+    best, kept = asked[0][:, 0], []
+    for epoch in range(4):
+        start = vocabulary.embeddings[best]
+        for k, scale in enumerate(SCALES):
+            ahead = start + scale * (before.prompts[epoch] - start)
+            assert torch.equal(asked[epoch + 1][:, k], brute_force(vocabulary, ahead))
+        for row in (0, 2):
+            assert torch.equal(after.tokens[epoch][row], asked[epoch + 1][row, length[row]])
+        better = verdicts[:, epoch + 1] < verdicts[:, : epoch + 1].amin(1)
+        best = torch.where(better[:, None], after.tokens[epoch], best)
+        assert torch.equal(after.prompts[epoch], vocabulary.embeddings[best])
+        kept.append(better.tolist())
+    assert kept == [[True, False, False], [False, False, True], [True, False, False], [False, False, False]]
+
+
 def test_without_snap_the_prompt_goes_on(generator):
     before, after, module = fitted(generator.vocabulary, snap=False)
     for prompt, same, tokens in zip(before.prompts, after.prompts, after.tokens, strict=True):
         assert torch.equal(prompt, same)
         assert torch.equal(tokens, brute_force(generator.vocabulary, prompt))
     assert not torch.equal(after.prompts[0], after.prompts[1])
-    kept = {"prompt", "token_ids", "losses", "first_losses", "evaluations"}
+    kept = {"prompt", "token_ids", "token_losses", "losses", "first_losses", "evaluations"}
     assert set(module.state_dict()) == kept  # nothing frozen
 
 
