@@ -48,7 +48,7 @@ class MethodConfig:
 
     name: str = MISSING  # as results and the default folder are labelled
     budget: int = MISSING  # denoiser samples an image, forward plus backward, everything but the final evaluation
-    prompt_length: int = 8  # M, in [1, context length - 2]; ignored when `init` is a text
+    prompt_length: int = 12  # M, in [1, context length - 2]; more than words to find; ignored when `init` is a text
     init: str = "random"  # "random": tokens drawn from the allowed vocabulary; else the words to start from
     objective: str = "denoising"  # or "clip": one minus the CLIP similarity of prompt and picture
     timesteps: list[int] = field(default_factory=lambda: [500, 1000])  # t in [t_min, t_max)
@@ -57,7 +57,6 @@ class MethodConfig:
     # N of fixed draws by which the best prompt so far is known, from which an epoch starts; 0: from the last one.
     judge_draws: int = 0
     projection_scales: list[float] = field(default_factory=lambda: [1.0])  # lengths of an epoch's move that it projects
-    starts: int = 1  # random prompts that the judge chooses a row's start from
     restarts: int = 1  # prompts an image, each from its own start, as extra rows of the batch
     microbatch: Any = "auto"  # denoiser rows at once; auto: all, and half as many whenever memory runs out
     snap: bool = True  # the next epoch starts from the projected embeddings
@@ -219,9 +218,9 @@ def plan(method: MethodConfig) -> Plan:
     """Share a method's budget between optimisation, search and selection.
 
     The selection costs shortlist x draws forward samples, and finalists x steps x 2 for the renderings (twice
-    for the guidance); an evaluation of the objective N forward and N backward samples a restart, a start or an
-    epoch's candidate `judge_draws` forward samples a restart. A CLIP
-    evaluation is charged alike, so that methods of the same budget take the same number of steps.
+    for the guidance); an evaluation of the objective N forward and N backward samples a restart, judging the start or
+    one of an epoch's projections `judge_draws` forward samples a restart. A CLIP evaluation is charged like one of
+    the denoiser, so that methods of the same budget take the same number of steps.
     Raises UserError when the budget does not pay for one epoch, or for the selection where nothing is optimised.
     """
     choice, search = method.selection, method.search
@@ -229,7 +228,7 @@ def plan(method: MethodConfig) -> Plan:
     if method.optimizer is not None:
         evaluations = method.steps * method.optimizer.get("max_eval", 1)
         epoch_cost = 2 * method.draws * method.restarts * evaluations + judged * len(method.projection_scales)
-    selection = choice.shortlist * choice.draws + 2 * choice.finalists * choice.steps + method.starts * judged
+    selection = choice.shortlist * choice.draws + 2 * choice.finalists * choice.steps + judged
     rest, enough, rounds = method.budget - selection, selection + epoch_cost, 0
     if search:
         start = choice.shortlist * search.draws + search.starts * search.draws
@@ -312,7 +311,7 @@ def validate(cfg: DictConfig) -> None:
     if not isinstance(cfg.method.optimizer, DictConfig | None):
         raise UserError(f"method.optimizer={cfg.method.optimizer}: give its keys, as in method.optimizer.lr=0.1")
     positive = ["data.batch_size", "generator.steps", "evaluation.draws", "evaluation.renders"]
-    positive += [f"method.{key}" for key in ("budget", "prompt_length", "draws", "steps", "starts", "restarts")]
+    positive += [f"method.{key}" for key in ("budget", "prompt_length", "draws", "steps", "restarts")]
     positive += ["method.optimizer.max_eval"] if cfg.method.optimizer else []
     positive += [f"method.selection.{key}" for key in ("shortlist", "draws", "finalists", "steps")]
     if cfg.method.search:
@@ -328,8 +327,10 @@ def validate(cfg: DictConfig) -> None:
     method = cfg.method
     if method.judge_draws < 0 or (method.judge_draws and not method.snap):
         raise UserError(f"method.judge_draws={method.judge_draws}: give 0, or with method.snap=true a number above it")
-    if method.starts > 1 and (not method.judge_draws or method.init != "random"):
-        raise UserError(f"method.starts={method.starts}: more than one needs method.judge_draws and method.init=random")
+    if not method.projection_scales or not all(0 < scale < math.inf for scale in method.projection_scales):
+        raise UserError(f"method.projection_scales={method.projection_scales}: give numbers above 0")
+    if len(method.projection_scales) > 1 and not method.judge_draws:
+        raise UserError(f"method.projection_scales={method.projection_scales}: more than one needs method.judge_draws")
     for key in ("method.timesteps", "evaluation.timesteps"):
         window = OmegaConf.select(cfg, key)
         if len(window) != 2 or not 0 <= window[0] < window[1]:

@@ -158,7 +158,8 @@ class Inverter:
         method, restarts = self.cfg.method, self.cfg.method.restarts
         rows = [f"{i}#{r}" if r else i for i in batch.ids for r in range(restarts)]
         judge = self._judge(batch) if method.judge_draws else None
-        start, token_losses = self._start(rows, judge)  # (B R, M), (B R)
+        start = torch.stack([self._start(row) for row in rows])  # (B R, M)
+        token_losses = judge(start[:, None])[:, 0] if judge else None  # (B R)
         objective = self._objective()
         factory = instantiate(method.optimizer, _partial_=True) if method.optimizer else None
         microbatch = self.generator.microbatch
@@ -175,7 +176,7 @@ class Inverter:
             logs = [LogCurves(self.log, rows, method.snap)] if self.log else []
             projection = DelayedProjection(method.snap, judge, method.projection_scales)
             self._fit(batch, module, data, epochs, [projection, history, *logs, progress])
-            batch.spend((method.starts + epochs * len(method.projection_scales)) * method.judge_draws * restarts)
+            batch.spend((1 + epochs * len(method.projection_scales)) * method.judge_draws * restarts)
             spent = int(module.evaluations) * method.draws * restarts if objective.needs_denoiser else 0
             batch.spend(spent, spent)
         else:
@@ -199,26 +200,13 @@ class Inverter:
         draws = self._draws(ids, "judge", method.judge_draws, method.timesteps)
         return lambda prompts: candidate_losses(self.generator, latents, prompts, draws)
 
-    def _start(
-        self, rows: Sequence[str], judge: Callable[[Tensor], Tensor] | None
-    ) -> tuple[Tensor, Tensor | None]:
-        """The rows' starting tokens (B R, M) and, by the judge, their losses (B R): the best of `starts` prompts."""
-        prompts = torch.stack([self._random_prompts(row) for row in rows])  # (B R, starts, M)
-        if judge is None:
-            return prompts[:, 0], None
-        losses = judge(prompts)
-        best = losses.nan_to_num(torch.inf).argmin(1)
-        every = torch.arange(len(rows), device=best.device)
-        return prompts[every, best], losses[every, best]
-
-    def _random_prompts(self, row: str) -> Tensor:
-        """Prompts (starts, M) for a row to start from: the given words, or random ones keyed by seed and image."""
+    def _start(self, row: str) -> Tensor:
+        """The starting tokens (M,) of a row: given words, or random ones keyed by seed and image."""
         vocabulary, method = self.generator.vocabulary, self.cfg.method
         if method.init != "random":
-            return torch.tensor([vocabulary.encode(method.init)], device=self.generator.device)
+            return torch.tensor(vocabulary.encode(method.init), device=self.generator.device)
         key = make_draws(self.cfg.seed, [row], ("start",), 1, (0, 2**31), ()).timesteps
-        random = torch.Generator().manual_seed(int(key))
-        return vocabulary.random(method.starts * method.prompt_length, random).view(method.starts, -1)
+        return vocabulary.random(method.prompt_length, torch.Generator().manual_seed(int(key)))
 
     def _objective(self) -> DenoisingObjective | ClipObjective:
         if self.cfg.method.objective == "denoising":

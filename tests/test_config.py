@@ -165,6 +165,10 @@ WRONG = [  # the command line's words, and what the line must name
     ("method.steps=0", "method.steps=0"),
     ("method.restarts=-2", "method.restarts=-2"),
     ("method.prompt_length=0", "method.prompt_length=0"),
+    ("method.judge_draws=-1", "method.judge_draws=-1"),
+    ("method.judge_draws=0", "method.projection_scales=.*method.judge_draws"),
+    ("method.snap=false", "method.judge_draws=8"),
+    ("method.projection_scales=[1,0]", "method.projection_scales"),
     ("method.objective=beauty", "method.objective=beauty"),
     ("method.timesteps=[500]", "method.timesteps"),
     ("method.timesteps=[900,500]", "method.timesteps"),
@@ -245,6 +249,7 @@ def spent(method: MethodConfig) -> int:
     bought, choice, search = plan(method), method.selection, method.search
     evaluations = bought.epochs * method.steps * (method.optimizer or {}).get("max_eval", 1) if method.optimizer else 0
     total = 2 * evaluations * method.draws * method.restarts
+    total += method.judge_draws * method.restarts * (1 + bought.epochs * len(method.projection_scales))
     if search:
         total += search.draws * (choice.shortlist + search.starts)
         total += bought.rounds * search.starts * search.draws * (1 + 1 + search.swaps)
@@ -255,6 +260,7 @@ def drawn_methods(option: str) -> Iterator[DictConfig]:
     """The method with a hundred random budgets and prices."""
     method, random = load_config([f"method={option}"]).method, np.random.default_rng(0)
     ranges = {"budget": (500, 9000), "draws": (1, 9), "steps": (1, 4), "restarts": (1, 4)}
+    ranges |= {"judge_draws": (1, 9)} if method.judge_draws else {}
     ranges |= {"selection.shortlist": (1, 20), "selection.draws": (1, 20), "selection.finalists": (1, 5)}
     if method.search:
         ranges |= {"search.starts": (1, 4), "search.swaps": (1, 50), "search.draws": (1, 16)}

@@ -108,9 +108,7 @@ def bowl(prompt, token_ids, latents, draws):
     return (prompt - latents[:, 0]).square().sum((1, 2))
 
 
-def fitted(
-    vocabulary, snap: bool, straight_through: bool = False, judge=None
-) -> tuple[Watch, Watch, PromptInversion]:
+def fitted(vocabulary, snap: bool, straight_through: bool = False, judge=None) -> tuple[Watch, Watch, PromptInversion]:
     random = torch.Generator().manual_seed(0)
     goal = 2 * vocabulary.embeddings.std() * torch.randn(3, 1, 4, 16, generator=random)
     start = torch.stack([vocabulary.random(4, random) for _ in range(3)])

@@ -233,8 +233,8 @@ class ClipImageStage(ClipStage):
     """Tune the image tower to the final, frozen text tower (Zhai et al. 2022, arXiv 2111.07991).
 
     Random scenes are told apart without their shapes: a CLIP that ranked captions with 97 % named 13 % of them. So
-    half of a batch is siblings: scenes that differ in nothing but the shape. And half of the pictures are what the U-Net
-    makes of them (`repaint`): a tower that saw clean pictures alone misread the colours of painted ones.
+    half of a batch is siblings: scenes that differ in nothing but the shape. And half of the pictures are what the
+    U-Net makes of them (`repaint`): a tower that saw clean pictures alone misread the colours of painted ones.
     """
 
     name, lr = "clip_image", 1e-3
@@ -260,7 +260,8 @@ class ClipImageStage(ClipStage):
         alone = [scene for scene in scenes if scene.place][:known]
         self.related = [siblings(scene) for scene in alone]
         self.painted = [np.stack([world.render(scene, IMAGE_SIZE) for scene in family]) for family in self.related]
-        repainted = repaint(weights, [scene for family in self.related for scene in family], np.concatenate(self.painted))
+        together = [scene for family in self.related for scene in family]
+        repainted = repaint(weights, together, np.concatenate(self.painted))
         self.painted_again = np.split(repainted, np.cumsum([len(family) for family in self.related])[:-1])
         self.pictures_again = repaint(weights, scenes[:again], pictures[:again])
 
@@ -276,9 +277,9 @@ class ClipImageStage(ClipStage):
 
 @torch.no_grad()
 def repaint(weights: Path, scenes: list[world.Scene], pictures: np.ndarray) -> np.ndarray:
-    """Noise pictures (N, 64, 64, 3) to a random t in [300, 800) and decode what the U-Net, told the caption, makes of them.
+    """Noise pictures (N, 64, 64, 3) to a random t in [300, 800) and decode what the U-Net makes of them.
 
-    They show its errors without the cost of sampling.
+    It is told the captions. The pictures show its errors without the cost of sampling.
     """
     unet = UNet2DConditionModel.from_pretrained(weights / "unet", torch_dtype=torch.float32).eval()
     vae = AutoencoderKL.from_pretrained(weights / "vae", torch_dtype=torch.float32).eval()
@@ -652,8 +653,8 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--scenes", type=int, default=48_000)
     parser.add_argument("--clip-steps", type=int, default=1_400)
     parser.add_argument("--vae-steps", type=int, default=1_400)
-    parser.add_argument("--unet-steps", type=int, default=12_000)
-    parser.add_argument("--clip-image-steps", type=int, default=600)
+    parser.add_argument("--unet-steps", type=int, default=8_000)
+    parser.add_argument("--clip-image-steps", type=int, default=700)
     parser.add_argument(
         "--another-round",
         action="store_true",
