@@ -24,7 +24,7 @@ QUICK = [
     *("method.selection.finalists=1",),
 ]
 SMALL = [
-    *(*QUICK, "method.budget=90", "method.optimizer.max_eval=4"),
+    *(*QUICK, "method.budget=130", "method.judge_draws=1", "method.optimizer.max_eval=4"),
     *("method.search.draws=1", "method.search.share=0.4", "method.search.swaps=6"),
 ]
 

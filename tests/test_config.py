@@ -166,7 +166,7 @@ WRONG = [  # the command line's words, and what the line must name
     ("method.restarts=-2", "method.restarts=-2"),
     ("method.prompt_length=0", "method.prompt_length=0"),
     ("method.judge_draws=-1", "method.judge_draws=-1"),
-    ("method.judge_draws=0", "method.projection_scales=.*method.judge_draws"),
+    ("method.judge_draws=0", "method.projection_scales"),
     ("method.snap=false", "method.judge_draws=8"),
     ("method.projection_scales=[1,0]", "method.projection_scales"),
     ("method.objective=beauty", "method.objective=beauty"),
@@ -287,5 +287,6 @@ def test_a_plan_never_spends_more_than_the_budget_and_little_less(option):
         assert spent(method) <= method.budget, method
         if method.optimizer is not None:
             epoch = 2 * method.draws * method.restarts * method.steps * method.optimizer.get("max_eval", 1)
+            epoch += method.judge_draws * method.restarts * len(method.projection_scales)
             assert bought.epochs >= 1 and method.budget - spent(method) < epoch, method
     assert refused < 50

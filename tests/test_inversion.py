@@ -17,7 +17,7 @@ from ph2p.optim import BatchedLBFGS
 
 WINDOW = (500, 1000)
 SCALES = (0.5, 1.0, 2.0)
-LBFGS = ["method=ph2p", "method.draws=2", "method.optimizer.max_eval=6", "method.budget=200"]
+LBFGS = ["method=ph2p", "method.draws=2", "method.judge_draws=2", "method.optimizer.max_eval=6", "method.budget=400"]
 STRAIGHT_THROUGH = ["method=pez_diffusion", "method.draws=2", "method.budget=120"]
 
 
@@ -53,7 +53,7 @@ def test_a_second_run_is_the_same_and_another_seed_is_not(inverter_of, targets):
 
 
 def test_a_broken_row_leaves_the_others_alone(inverter_of, targets):
-    inverter = inverter_of("method=ph2p_plus", *LBFGS[1:3], "method.budget=700", "method.search.draws=2")
+    inverter = inverter_of("method=ph2p_plus", *LBFGS[1:4], "method.budget=700", "method.search.draws=2")
     assert plan(inverter.cfg.method).rounds and plan(inverter.cfg.method).epochs
 
     def found(broken: bool):

@@ -165,7 +165,14 @@ def test_a_checkpoint_is_small_whole_and_holds_nothing_frozen(stopped):
     (file,) = (stopped / "checkpoints").iterdir()
     assert file.stat().st_size < 50_000
     content = torch.load(file, weights_only=True)
-    assert set(content["state_dict"]) == {"prompt", "token_ids", "losses", "first_losses", "evaluations"}
+    assert set(content["state_dict"]) == {
+        "prompt",
+        "token_ids",
+        "token_losses",
+        "losses",
+        "first_losses",
+        "evaluations",
+    }
     assert content["ph2p"]["image_ids"] == ["0.png", "1.png"]
     assert not [path for path in stopped.rglob(".*") if path.is_file()]  # no half-written file is left behind
 

@@ -1,8 +1,11 @@
 """The shipped weights reach their bars on held-out scenes, and the methods find real prompts with them."""
 
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
 from ph2p import invert, load_config, load_inverter
 from ph2p.config import PACKAGE
@@ -22,8 +25,8 @@ def test_the_folder_is_small_and_holds_no_pickle():
     assert not [path for path in WEIGHTS.rglob("*") if path.suffix in (".bin", ".pt", ".ckpt", ".pkl")]
 
 
-# The words are learnt, but the pictures are still blurred: see the model card.
-KNOWN_MISSES = {"sample_accuracy", "sample_colour", "sample_shape"}
+# By two scenes or so: see the model card.
+KNOWN_MISSES = {"sample_shape"}
 
 
 @pytest.mark.slow
@@ -31,9 +34,7 @@ def test_every_bar_is_reached_but_the_known_ones():
     figures = bars.measure(WEIGHTS)
     assert set(figures) == set(bars.BARS)
     assert {name for name, figure in figures.items() if not bars.passes(name, figure)} <= KNOWN_MISSES
-    assert figures["sample_accuracy"] >= 0.5
-    assert figures["sample_colour"] >= 0.6
-    assert figures["sample_shape"] >= 0.15  # chance is 0.05
+    assert figures["sample_shape"] >= 0.7  # chance is 0.05
 
 
 @pytest.mark.slow
@@ -44,6 +45,18 @@ def test_a_red_square_is_called_red_and_square():
     assert said & set(world.SHAPES["square"])
     assert "white" in said
     assert result.forward_samples + result.backward_samples <= 5000
+
+
+def test_shapes_are_read_off_pictures_and_not_off_captions():
+    scenes = [world.scene("val", index, objects=1) for index in range(40)]
+    pictures = torch.from_numpy(np.stack([world.render(scene) for scene in scenes])).permute(0, 3, 1, 2) / 255
+    assert bars.shapes_by_geometry(pictures, scenes) == 1
+    others = [
+        replace(s, things=(replace(t, shape="ring" if t.shape != "ring" else "star"),))
+        for s in scenes
+        for t in s.things
+    ]
+    assert bars.shapes_by_geometry(pictures, others) == 0
 
 
 @pytest.mark.slow
