@@ -13,7 +13,14 @@ from ph2p.evaluation import text_losses
 from ph2p.memory import MicroBatch, parts
 from ph2p.optim import BatchedLBFGS
 
-WORDS = [*QUICK, "method.budget=150", "method.judge_draws=1", "method.optimizer.max_eval=4", "method.draws=3", "method.search.draws=3"]
+WORDS = [
+    *QUICK,
+    "method.budget=150",
+    "method.judge_draws=1",
+    "method.optimizer.max_eval=4",
+    "method.draws=3",
+    "method.search.draws=3",
+]
 WORDS += ["method.search.swaps=5", "evaluation.draws=5", "generator.steps=2", "data.path=x"]
 
 

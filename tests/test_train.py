@@ -25,7 +25,13 @@ from ph2p.report import read_results
 TRAIN = Path(__file__).resolve().parents[1] / "train.py"
 SMALL = [
     *("debug=quick", "data=folder", "data.batch_size=1", "trainer=cpu", "evaluation.draws=4", "generator.steps=2"),
-    *("method.budget=200", "method.judge_draws=1", "method.prompt_length=3", "method.draws=1", "method.optimizer.max_eval=6"),
+    *(
+        "method.budget=200",
+        "method.judge_draws=1",
+        "method.prompt_length=3",
+        "method.draws=1",
+        "method.optimizer.max_eval=6",
+    ),
     *("method.search.draws=1", "method.search.swaps=6", "method.selection.steps=2"),
 ]
 GOOD = ["Übung 星.png", "[red] x.png", "alpha.png", "cmyk.jpg", "deep.png", "moving.gif", "palette.png", "plain.png"]
