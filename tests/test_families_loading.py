@@ -321,6 +321,7 @@ def test_options_that_do_not_fit_give_one_line(folders, name, options, message):
 
 def test_guidance_that_cannot_be_rescaled_stops_before_the_run(folders, tmp_path):
     words = [f"generator.path={folders['sd3']}", "generator.allowlist=null", "trainer=cpu"]
+    words += ["generator.guidance_rescale=0.7"]
     with pytest.raises(UserError, match=r"generator.guidance_rescale=0.7: StableDiffusion3Pipeline has none; give 0"):
         load_inverter(load_config(words))
 

@@ -67,7 +67,9 @@ def test_protected_words_beat_the_blocklist_which_beats_the_rest(allowed):
 
 def test_the_configuration_reaches_the_vocabulary(model_overrides, tmp_path):
     def words(*overrides):
-        vocabulary = load_inverter(load_config([*model_overrides, *overrides])).generator.vocabulary
+        vocabulary = load_inverter(
+            load_config([*model_overrides, "method.prompt_length=4", *overrides])
+        ).generator.vocabulary
         return {vocabulary.decode([i]) for i in vocabulary.allowed_ids.tolist()}
 
     everything = set(WORDS) - {"a"}
