@@ -325,8 +325,12 @@ def validate(cfg: DictConfig) -> None:
         if not isinstance(value, int) or value < 1:
             raise UserError(f"{key}={value}: give a whole number of at least 1")
     method = cfg.method
-    if method.judge_draws < 0 or (method.judge_draws and not method.snap):
-        raise UserError(f"method.judge_draws={method.judge_draws}: give 0, or with method.snap=true a number above it")
+    judged = method.optimizer and method.snap and not method.straight_through
+    if method.judge_draws < 0 or (method.judge_draws and not judged):
+        raise UserError(
+            f"method.judge_draws={method.judge_draws}: give 0, or a number above it where an optimizer's epochs end "
+            "in a projection (method.snap=true, method.straight_through=false)"
+        )
     if not method.projection_scales or not all(0 < scale < math.inf for scale in method.projection_scales):
         raise UserError(f"method.projection_scales={method.projection_scales}: give numbers above 0")
     if len(method.projection_scales) > 1 and not method.judge_draws:

@@ -168,6 +168,8 @@ WRONG = [  # the command line's words, and what the line must name
     ("method.judge_draws=-1", "method.judge_draws=-1"),
     ("method.judge_draws=0", "method.projection_scales"),
     ("method.snap=false", "method.judge_draws=8"),
+    ("method.straight_through=true", "method.judge_draws=8"),
+    ("method=random method.judge_draws=4", "method.judge_draws=4"),
     ("method.projection_scales=[1,0]", "method.projection_scales"),
     ("method.objective=beauty", "method.objective=beauty"),
     ("method.timesteps=[500]", "method.timesteps"),
