@@ -41,7 +41,7 @@ class DelayedProjection(L.Callback):
         if module.straight_through:
             return  # projected at every evaluation
         finite = module.prompt.isfinite().flatten(1).all(1)[:, None]  # (B, 1); a diverged row keeps its tokens
-        projected = self._judged(module) if self.judge else module.vocabulary.nearest(module.prompt)
+        projected = self._judged(module, finite) if self.judge else module.vocabulary.nearest(module.prompt)
         module.token_ids = torch.where(finite, projected, module.token_ids)
         if self.snap:
             module.prompt.copy_(module.vocabulary.embed(self.best["token_ids"] if self.judge else module.token_ids))
@@ -49,13 +49,16 @@ class DelayedProjection(L.Callback):
             if isinstance(optimizer, BatchedLBFGS):
                 optimizer.reset()
 
-    def _judged(self, module: PromptInversion) -> Tensor:
-        """The tokens (B, M) of the best projection; notes their losses, and both where they are the best so far."""
+    def _judged(self, module: PromptInversion, finite: Tensor) -> Tensor:
+        """The tokens (B, M) of the best projection; notes their losses, and both where they are the best so far.
+
+        Rows that are not `finite` (B, 1) have no projection, and so no loss.
+        """
         best = {name: value.to(module.device) for name, value in self.best.items()}
         start = module.vocabulary.embed(best["token_ids"])  # (B, M, D)
         ahead = torch.stack([start + scale * (module.prompt - start) for scale in self.scales], 1)  # (B, K, M, D)
         candidates = module.vocabulary.nearest(ahead)  # (B, K, M)
-        losses, index = self.judge(candidates).nan_to_num(torch.inf).min(1)  # (B,)
+        losses, index = self.judge(candidates).nan_to_num(torch.inf).masked_fill(~finite, torch.inf).min(1)  # (B,)
         token_ids = candidates[torch.arange(len(index), device=index.device), index]
         better = losses < best["losses"]
         module.token_losses = losses

@@ -261,9 +261,10 @@ class ClipImageStage(ClipStage):
         self.related = [siblings(scene) for scene in alone]
         self.painted = [np.stack([world.render(scene, IMAGE_SIZE) for scene in family]) for family in self.related]
         together = [scene for family in self.related for scene in family]
-        repainted = repaint(weights, together, np.concatenate(self.painted))
-        self.painted_again = np.split(repainted, np.cumsum([len(family) for family in self.related])[:-1])
-        self.pictures_again = repaint(weights, scenes[:again], pictures[:again])
+        pictures_of_all = np.concatenate([*self.painted, pictures[:again]])
+        repainted = repaint(weights, together + scenes[:again], pictures_of_all, tokenizer, text_encoder)
+        ends = np.cumsum([len(family) for family in self.related])
+        *self.painted_again, self.pictures_again = np.split(repainted, ends)
 
     def pairs(self, rng: np.random.Generator) -> tuple[list[world.Scene], np.ndarray]:
         chosen = rng.choice(len(self.related), size=self.families, replace=False)
@@ -276,25 +277,29 @@ class ClipImageStage(ClipStage):
 
 
 @torch.no_grad()
-def repaint(weights: Path, scenes: list[world.Scene], pictures: np.ndarray) -> np.ndarray:
+def repaint(
+    weights: Path,
+    scenes: list[world.Scene],
+    pictures: np.ndarray,
+    tokenizer: CLIPTokenizer,
+    text_encoder: CLIPTextModel,
+) -> np.ndarray:
     """Noise pictures (N, 64, 64, 3) to a random t in [300, 800) and decode what the U-Net makes of them.
 
     It is told the captions. The pictures show its errors without the cost of sampling.
     """
     unet = UNet2DConditionModel.from_pretrained(weights / "unet", torch_dtype=torch.float32).eval()
     vae = AutoencoderKL.from_pretrained(weights / "vae", torch_dtype=torch.float32).eval()
-    text_encoder = CLIPTextModel.from_pretrained(weights / "text_encoder", dtype=torch.float32).eval()
-    tokenizer = CLIPTokenizer.from_pretrained(weights / "tokenizer")
-    signal = make_scheduler().alphas_cumprod.sqrt()
-    generator, parts = torch.Generator().manual_seed(0), []
+    scheduler, generator, parts = make_scheduler(), torch.Generator().manual_seed(0), []
     for i in range(0, len(scenes), 100):
         captions = [world.canonical_caption(scene) for scene in scenes[i : i + 100]]
         latents = vae.encode(to_unit(pictures[i : i + 100])).latent_dist.mode() * vae.config.scaling_factor
         timesteps = torch.randint(300, 800, (len(captions),), generator=generator)
-        a = signal[timesteps].view(-1, 1, 1, 1)
-        noisy = a * latents + (1 - a.square()).sqrt() * torch.randn(latents.shape, generator=generator)
+        noisy = scheduler.add_noise(latents, torch.randn(latents.shape, generator=generator), timesteps)
         velocity = unet(noisy, timesteps, text_encoder(tokenize(tokenizer, captions))[0]).sample
-        images = vae.decode((a * noisy - (1 - a.square()).sqrt() * velocity) / vae.config.scaling_factor).sample
+        signal = scheduler.alphas_cumprod[timesteps].view(-1, 1, 1, 1)
+        clean = signal.sqrt() * noisy - (1 - signal).sqrt() * velocity
+        images = vae.decode(clean / vae.config.scaling_factor).sample
         parts.append(((images.clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy())
     return np.concatenate(parts)
 
