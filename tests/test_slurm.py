@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 from cluster import Cluster, missing, wait_until
-from runs import SMALL, Runner, found, lines, make_pictures
+from runs import SMALL, Runner, ended, found, lines, make_pictures
 
 ROOT = Path(__file__).resolve().parents[1]
-IMAGES = 12
+IMAGES, BUDGET = 12, 300
 pytestmark = pytest.mark.slow
 
 
@@ -38,14 +38,20 @@ def place(tmp_path_factory) -> Path:
 def words(place, model_overrides) -> list[str]:
     pictures = make_pictures(place / "pictures", IMAGES)
     fixed = ["data.batch_size=2", f"output={place}/out", f"data.path={pictures}"]
-    return [*SMALL, *model_overrides, "method.budget=300", *fixed]
+    return [*SMALL, *model_overrides, f"method.budget={BUDGET}", *fixed]
 
 
 @pytest.fixture(scope="module")
-def undisturbed(place, words) -> dict[int, dict]:
-    """By the number of ranks, for this decides which images are in a batch; all with the model's own denoiser."""
+def runner(words) -> Runner:
+    """With the model's own denoiser, which is a job's too."""
     runner = Runner(words)
     del runner.inverter.generator.predict
+    return runner
+
+
+@pytest.fixture(scope="module")
+def undisturbed(place, runner) -> dict[int, dict]:
+    """By the number of ranks, for this decides which images are in a batch."""
     assert runner.run("name=one") == 0 and runner.ranks(2, "name=two") == [0, 0]
     return {world: found(place / "out" / name) for world, name in ((1, "one"), (2, "two"))}
 
@@ -98,6 +104,20 @@ def test_preemption(slurm, submit, place, undisturbed):
     (ended,) = slurm.wait(job)
     assert (ended["JobState"], ended["Restarts"]) == ("COMPLETED", "1"), log_of(place, job)
     assert found(folder) == undisturbed[1]
+
+
+def test_a_time_limit(slurm, submit, place, runner, undisturbed):
+    """A minute for work that takes longer: SLURM itself signals, 5 to 35 s ahead, as often as the work takes."""
+    pace = IMAGES * min(record["seconds"] for record in lines(place / "out" / "one")) / BUDGET
+    budget = f"method.budget={int(60 / pace)}"  # the signal comes within 55 s, and Python's start takes some too
+    job = submit("--time=1", "--signal=USR1@5", keys=("name=limited", budget))
+    process = runner.start("name=unlimited", budget)
+    (last,) = slurm.wait(job)
+    assert ended(process) == 0
+    log, restarts = log_of(place, job), int(last["Restarts"])
+    assert (last["JobState"], last["ExitCode"], last["TimeLimit"]) == ("COMPLETED", "0:0", "00:01:00"), log
+    assert restarts >= 1 and log.count("back in its queue") == restarts and "Traceback" not in log, log
+    assert found(place / "out" / "limited") == found(place / "out" / "unlimited")
 
 
 def test_an_array_of_shards_of_which_one_is_requeued(slurm, submit, place, undisturbed):
