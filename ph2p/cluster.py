@@ -74,19 +74,19 @@ def _end_with_parent(parent: int) -> None:
         os.kill(os.getpid(), signal.SIGTERM)
 
 
-def requeue(folder: Path) -> bool | None:
+def requeue(mark: Path) -> bool | None:
     """Give this SLURM job, or this task of an array, back to the queue; once, whichever rank is the first.
 
-    `folder` holds a mark of who was the first. Returns whether it is in the queue again; None outside SLURM.
+    The first one leaves a file, `mark` and the job. Returns whether it is in the queue again; None outside SLURM.
     """
     if "SLURM_JOB_ID" not in os.environ:
         return None
     job = os.environ["SLURM_JOB_ID"]
     if "SLURM_ARRAY_JOB_ID" in os.environ:
         job = f"{os.environ['SLURM_ARRAY_JOB_ID']}_{os.environ['SLURM_ARRAY_TASK_ID']}"
-    folder.mkdir(exist_ok=True)
+    mark.parent.mkdir(exist_ok=True)
     try:
-        (folder / f"requeued-{job}-{os.environ.get('SLURM_RESTART_COUNT', 0)}").touch(exist_ok=False)
+        mark.with_name(f"{mark.name}-{job}-{os.environ.get('SLURM_RESTART_COUNT', 0)}").touch(exist_ok=False)
     except FileExistsError:
         return True
     try:

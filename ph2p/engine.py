@@ -64,16 +64,16 @@ def run(cfg: DictConfig) -> int:
             codes = ranks.wait()
             return _summarise(results, {targets.ids[k] for k in share(len(targets), shard, 0, 1)}, ranks, codes)
     except stopping.Stopped as stopped:
-        return _stop(stopped, results.folder)
+        return _stop(stopped, results)
     finally:
         if inverter.log:
             inverter.log.close()
         results.close()
 
 
-def _stop(stopped: stopping.Stopped, folder: Path) -> int:
+def _stop(stopped: stopping.Stopped, results: ResultsFolder) -> int:
     """End a run that was told to: what is finished is written, the batch at hand is in its checkpoint."""
-    queued = requeue(folder / "checkpoints") if stopped.number == signal.SIGUSR1 else None
+    queued = requeue(results.requeue_mark) if stopped.number == signal.SIGUSR1 else None
     again = {True: "the job is back in its queue", False: "scontrol could not requeue it"}.get(queued, "stopped")
     console.print(f"{again}; the same command continues", soft_wrap=True)
     return 0 if queued else int(stopped.code or 0)

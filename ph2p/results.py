@@ -2,7 +2,7 @@
 
 config.yaml                the resolved configuration
 results/part-*.jsonl       one line an image, a file for each rank, flushed to the disk as soon as it is known
-checkpoints/part-*.ckpt    the batch that a rank is at
+checkpoints/part-*.ckpt    the batch that a rank is at; part-requeued-*: that a SLURM job is back in its queue
 logs/part-*.csv            every epoch's figures of every image (`logs.py`)
 images/<slug>/*.png        the target and what the model paints
 candidates/<slug>.json     loss curves and candidates
@@ -48,6 +48,8 @@ class ResultsFolder:
         self.part = folder / "results" / f"{part}.jsonl"
         self.checkpoint = folder / "checkpoints" / f"{part}.ckpt"
         self.log = folder / "logs" / f"{part}.csv"
+        self._ranks = part.rpartition("-")[0]  # what the parts of this shard's ranks begin with
+        self.requeue_mark = folder / "checkpoints" / f"{self._ranks}-requeued"
         with plain_disk_errors(folder):
             for name in ("results", "images", "candidates"):
                 (folder / name).mkdir(parents=True, exist_ok=True)
@@ -129,10 +131,15 @@ class ResultsFolder:
             os.fsync(self._file.fileno())
 
     def remove_checkpoints(self) -> None:
-        """Remove what killed ranks have left; only once every image is finished, for then no rank saves any more."""
-        ranks = self.part.stem.rpartition("-")[0] + "-" + "[0-9]" * 5  # other shards may still be running
+        """Remove what killed and requeued ranks have left; only once every image of the shard is finished.
+
+        For then no rank of it saves any more, nor stops before its end, which is when the mark of who has requeued
+        the job keeps the others from doing it again. Other shards may still be running.
+        """
+        ranks = f"{self._ranks}-{'[0-9]' * 5}"
         with plain_disk_errors(self.folder):
-            for pattern in (f"{ranks}.ckpt", f".{ranks}.ckpt.*"):  # the second: killed while it wrote
+            # the second: killed while it wrote
+            for pattern in (f"{ranks}.ckpt", f".{ranks}.ckpt.*", f"{self.requeue_mark.name}-*"):
                 for path in self.checkpoint.parent.glob(pattern):
                     path.unlink(missing_ok=True)
 

@@ -118,8 +118,17 @@ def test_another_number_of_ranks_continues(place, runner, alone):
 
 
 def test_shards_share_a_folder(place, runner, alone):
-    assert [runner.run("name=shards", f"data.shard={i}/3") for i in range(3)] == [0, 0, 0]
+    """And a finished one removes what its own interruptions have left, not what another still needs."""
     folder = place / "out" / "shards"
+    marks = {f"part-{i}-requeued-70_{i}-{restart}" for i in range(3) for restart in (0, 1)}
+    marks |= {f"part-{i}-00004.ckpt" for i in range(3)}
+    (folder / "checkpoints").mkdir(parents=True)
+    for name in marks:
+        (folder / "checkpoints" / name).touch()
+    for i in range(3):
+        assert runner.run("name=shards", f"data.shard={i}/3") == 0
+        marks = {name for name in marks if not name.startswith(f"part-{i}-")}
+        assert {path.name for path in (folder / "checkpoints").iterdir()} == marks
     assert found(folder) == alone
     assert sorted(path.name for path in (folder / "results").iterdir()) == [f"part-{i}-00000.jsonl" for i in range(3)]
 

@@ -86,7 +86,7 @@ def test_two_nodes_and_a_requeue_by_signal(slurm, submit, place, undisturbed):
     assert (ended["JobState"], ended["ExitCode"], ended["Restarts"]) == ("COMPLETED", "0:0", "1"), log
     assert "back in its queue" in log and "finished before" in log and "Traceback" not in log
     assert found(folder) == undisturbed[2]
-    assert not list((folder / "checkpoints").glob("*.ckpt"))
+    assert not list((folder / "checkpoints").iterdir())
 
 
 def parts(folder: Path) -> list[Path]:
@@ -118,6 +118,7 @@ def test_a_time_limit(slurm, submit, place, runner, undisturbed):
     assert (last["JobState"], last["ExitCode"], last["TimeLimit"]) == ("COMPLETED", "0:0", "00:01:00"), log
     assert restarts >= 1 and log.count("back in its queue") == restarts and "Traceback" not in log, log
     assert found(place / "out" / "limited") == found(place / "out" / "unlimited")
+    assert not list((place / "out" / "limited" / "checkpoints").iterdir())
 
 
 def test_an_array_of_shards_of_which_one_is_requeued(slurm, submit, place, undisturbed):
@@ -130,3 +131,4 @@ def test_an_array_of_shards_of_which_one_is_requeued(slurm, submit, place, undis
     assert [one["JobState"] for one in ended] == ["COMPLETED"] * 2
     assert {one["ArrayTaskId"]: one["Restarts"] for one in ended} == {"0": "0", "1": "1"}
     assert found(folder) == undisturbed[2]  # two shards cut the images as two ranks do
+    assert not list((folder / "checkpoints").iterdir())
