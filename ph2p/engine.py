@@ -205,20 +205,24 @@ def _run_batch(
     bar: Progress,
     task: TaskID,
 ) -> None:
-    """Load, invert and write one batch; an image that cannot be read fails alone.
+    """Load, invert and write one batch; an image that cannot be read or inverted fails alone.
 
     A batch that was interrupted while it was written is the same again, and only what is not `done` is written.
     """
     stopping.check()
     finished = bar.tasks[task].completed
     batch: list[Target] = []
+
+    def fail(image_id: str, source: str, error: TargetError) -> None:
+        bar.console.print(f"[red]failed[/red] {escape(str(error))}", highlight=False, soft_wrap=True)
+        if errors.get(image_id) != str(error):  # else it says so already
+            results.append({"image_id": image_id, "source": source, "status": "failed", "error": str(error)})
+
     for image_id, index in indices.items():
         try:
             batch.append(targets.load(index))
         except TargetError as error:
-            bar.console.print(f"[red]failed[/red] {escape(str(error))}", highlight=False, soft_wrap=True)
-            if errors.get(image_id) != str(error):  # else it says so already
-                results.append({"image_id": image_id, "source": "", "status": "failed", "error": str(error)})
+            fail(image_id, "", error)
 
     def report(share: float, what: str) -> None:
         doing = f"{what} {len(batch)} image{'s' if len(batch) > 1 else ''}"
@@ -227,8 +231,10 @@ def _run_batch(
 
     if batch:
         checkpoint.begin([target.image_id for target in batch])
-        for result in inverter(batch, report, checkpoint):
-            if result.image_id not in done:
+        for target, result in zip(batch, inverter(batch, report, checkpoint), strict=True):
+            if isinstance(result, TargetError):
+                fail(target.image_id, target.source, result)
+            elif target.image_id not in done:
                 write(result, results)
         checkpoint.finish()
     bar.update(task, completed=finished + len(indices))
@@ -313,7 +319,7 @@ def invert(
     `["method=ph2p", "generator=folder", "generator.path=/models/sd15", "scorer=siglip"]`. An
     `inverter` from an earlier `load_inverter` saves the loading and then brings its own configuration. Nothing
     is written.
-    Raises UserError for a bad image or key.
+    Raises UserError for a bad image or key, and for an image that has no prompt.
     """
     inverter = inverter or load_inverter(load_config(list(overrides)))
     if inverter.cfg.trainer.get("devices") not in (1, "1") or inverter.cfg.trainer.get("num_nodes", 1) != 1:
@@ -323,6 +329,9 @@ def invert(
     size, batch_size = inverter.generator.image_size, inverter.cfg.data.batch_size
     targets = [_target(image, number, size) for number, image in enumerate(some)]
     found = [r for k in range(0, len(some), batch_size) for r in inverter(targets[k : k + batch_size])]
+    for result in found:
+        if isinstance(result, TargetError):
+            raise result
     return found[0] if single else found
 
 

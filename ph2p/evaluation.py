@@ -1,5 +1,6 @@
 """Choosing the winner among the candidates of an image, and measuring it on draws that nothing was chosen on."""
 
+import math
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -74,11 +75,12 @@ def validate_candidates(
 ) -> list[Candidate]:
     """Score one image's candidates on its validation draws, best first; K N forward samples.
 
+    Those without a finite loss are left out.
     `latents` (1, C, h, w), `draws` of 1 x N.
     """
     ids = torch.tensor([[c.token_ids for c in candidates]], device=latents.device)  # (1, K, M)
     losses = candidate_losses(generator, latents, ids, draws)[0].tolist()
-    scored = [replace(c, loss=loss) for c, loss in zip(candidates, losses, strict=True)]
+    scored = [replace(c, loss=loss) for c, loss in zip(candidates, losses, strict=True) if math.isfinite(loss)]
     return sorted(scored, key=lambda c: c.loss)
 
 
@@ -102,7 +104,7 @@ def rank_finalists(
     ranked = []
     for row, target in zip(finalists, target_features, strict=True):
         scored = [replace(c, clip_similarity=float(cosine_similarity(next(features), target))) for c in row]
-        ranked.append(sorted(scored, key=lambda c: -c.clip_similarity))
+        ranked.append(sorted(scored, key=lambda c: (math.isnan(c.clip_similarity), -c.clip_similarity)))
     return ranked
 
 

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Sequence
+from copy import copy
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,8 +17,7 @@ from ph2p import stopping
 from ph2p.callbacks import CandidateHistory, DelayedProjection, EpochProgress, SaveProgress
 from ph2p.checkpoint import BatchCheckpoint
 from ph2p.config import plan
-from ph2p.data import Draws, InversionData, Target, make_draws
-from ph2p.errors import UserError
+from ph2p.data import Draws, InversionData, Target, TargetError, make_draws
 from ph2p.evaluation import (
     Candidate,
     Pool,
@@ -112,6 +112,14 @@ class Batch:
         """What the batch has taken, in an interrupted run too."""
         return time.perf_counter() - self.started
 
+    def only(self, rows: list[int]) -> "Batch":
+        """The same batch with fewer images, after some have failed."""
+        some = copy(self)
+        for name in ("targets", "ids", "forward", "backward", "search_curves"):
+            setattr(some, name, [getattr(self, name)[row] for row in rows])
+        some.images, some.latents, some.features = self.images[rows], self.latents[rows], self.features[rows]
+        return some
+
     def spend(self, forward: int, backward: int = 0) -> None:
         """Count samples that every image has cost."""
         self.forward = [spent + forward for spent in self.forward]
@@ -132,9 +140,10 @@ class Inverter:
         targets: Sequence[Target],
         report: Report = lambda share, what: None,
         checkpoint: BatchCheckpoint | None = None,
-    ) -> list[Inversion]:
+    ) -> list[Inversion | TargetError]:
         """Invert a batch of images; each result depends on its image and the configuration alone.
 
+        An image for which no prompt can be found has an error as its result, and the others are not concerned.
         A `checkpoint`, opened for these images, is written as the work goes on, and continued where it holds any.
         Selection and measurement are not in it: they are short, and the same each time.
         """
@@ -143,10 +152,14 @@ class Inverter:
         if self.cfg.method.search:
             pool = self.search(batch, pool, report)
         report(0.9, "choosing")
-        candidates = self.select(batch, pool)
-        seconds = batch.seconds() / len(targets)
+        candidates, failed = self.select(batch, pool)
+        seconds, rows = batch.seconds() / len(targets), list(candidates)
         report(0.95, "measuring")
-        return self.measure(batch, candidates, prompts, curves, seconds)
+        results: dict[int, Inversion | TargetError] = {**failed}
+        if rows:
+            some = batch.only(rows), list(candidates.values()), prompts[rows], curves[rows]
+            results |= zip(rows, self.measure(*some, seconds), strict=True)
+        return [results[row] for row in range(len(targets))]
 
     # --- optimisation --------------------------------------------------------------------------------------------
 
@@ -276,31 +289,44 @@ class Inverter:
 
     # --- selection -----------------------------------------------------------------------------------------------
 
-    def select(self, batch: Batch, pool: Pool) -> list[list[Candidate]]:
-        """Every image's candidates, the winner first: the finalists by CLIP similarity, the rest by loss."""
-        choice, vocabulary = self.cfg.method.selection, self.generator.vocabulary
+    def select(self, batch: Batch, pool: Pool) -> tuple[dict[int, list[Candidate]], dict[int, TargetError]]:
+        """Every image's candidates, the winner first: the finalists by CLIP similarity, the rest by loss.
+
+        Both are by the image's row: the candidates, and what is wrong with the images that have none.
+        """
+        choice, scored, failed = self.cfg.method.selection, {}, {}
         draws = self._draws(batch.ids, "validation", choice.draws, self.cfg.method.timesteps)
-        scored, finalists = [], []
-        for row, image_id in enumerate(batch.ids):
-            visited = pool.token_ids[row], pool.losses[row], pool.epochs[row].tolist()
-            some = shortlist(vocabulary, *visited, choice.shortlist)
-            if not some:
-                raise UserError(f"{image_id}: no candidate reads back as its tokens; give another allowlist")
-            one = slice(row, row + 1)
-            scored.append(validate_candidates(self.generator, batch.latents[one], some, draws[one]))
-            bound = scored[row][0].loss * (1 + choice.margin)
-            finalists.append([c for c in scored[row][: choice.finalists] if c.loss <= bound] or scored[row][:1])
-            batch.forward[row] += len(some) * choice.draws + 2 * len(finalists[row]) * choice.steps
-        ranked = rank_finalists(
-            self.generator,
-            self.scorer,
-            batch.features,
-            finalists,
-            choice.steps,
-            self.cfg.seed,
-            self._guidance(),
-        )
-        return [best + row[len(best) :] for best, row in zip(ranked, scored, strict=True)]
+        for row in range(len(batch.ids)):
+            try:
+                scored[row] = self._validated(batch, row, pool, draws)
+            except TargetError as error:
+                failed[row] = error
+        if not scored:
+            return {}, failed
+        finalists = []
+        for row, some in scored.items():
+            bound = some[0].loss * (1 + choice.margin)
+            finalists.append([c for c in some[: choice.finalists] if c.loss <= bound] or some[:1])
+            batch.forward[row] += 2 * len(finalists[-1]) * choice.steps
+        features, guidance = batch.features[list(scored)], self._guidance()
+        ranked = rank_finalists(self.generator, self.scorer, features, finalists, choice.steps, self.cfg.seed, guidance)
+        return {row: best + scored[row][len(best) :] for row, best in zip(scored, ranked, strict=True)}, failed
+
+    def _validated(self, batch: Batch, row: int, pool: Pool, draws: Draws) -> list[Candidate]:
+        """An image's shortlist with losses on the validation draws, best first; raises TargetError if there is none."""
+        choice, one = self.cfg.method.selection, slice(row, row + 1)
+        visited = pool.token_ids[row], pool.losses[row], pool.epochs[row].tolist()
+        some = shortlist(self.generator.vocabulary, *visited, choice.shortlist)
+        if not some:
+            raise TargetError(f"{batch.ids[row]}: no candidate reads back as its tokens: give another seed")
+        batch.forward[row] += len(some) * choice.draws
+        scored = validate_candidates(self.generator, batch.latents[one], some, draws[one])
+        if not scored:
+            raise TargetError(
+                f"{batch.ids[row]}: its loss is not finite whatever the prompt: "
+                "give trainer.precision=32-true, or leave the image out"
+            )
+        return scored
 
     def _guidance(self) -> dict[str, float]:
         generator = self.cfg.generator

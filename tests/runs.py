@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ph2p import engine, stopping
 from ph2p.config import load_config
+from ph2p.data import load_image
 from ph2p.report import read_results
 
 QUICK = [
@@ -84,10 +85,22 @@ class Runner:
         """Run to the end; returns the exit code, minus the signal's number where one has killed it."""
         return ended(self.start(*words, before=before, **environment))
 
-    def ranks(self, world: int, *words: str) -> list[int]:
+    def ranks(self, world: int, *words: str, before: Callable[[], None] = lambda: None) -> list[int]:
         """Run as so many ranks, started as a cluster would; returns their exit codes."""
         words = (f"trainer.devices={world}", *words)
-        return [ended(process) for process in [self.start(*words, LOCAL_RANK=rank) for rank in range(world)]]
+        processes = [self.start(*words, before=before, LOCAL_RANK=rank) for rank in range(world)]
+        return [ended(process) for process in processes]
+
+    def overflow(self, picture: Path) -> None:
+        """Have the encoder overflow at one picture, as some do in low precision; for use before a run."""
+        encode, size = self.inverter.generator.encode_images, self.inverter.generator.image_size
+        bad = load_image(picture, size)
+
+        def encode_images(images: Tensor) -> Tensor:
+            hit = (images == bad).flatten(1).all(1)[:, None, None, None]
+            return torch.where(hit, torch.nan, encode(images))
+
+        self.inverter.generator.encode_images = encode_images
 
 
 def ended(process: int) -> int:

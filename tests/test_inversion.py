@@ -6,10 +6,14 @@ from contextlib import contextmanager
 import lightning as L
 import pytest
 import torch
+from PIL import Image
 
+from ph2p import invert
+from ph2p import inverter as inverter_module
 from ph2p.callbacks import DelayedProjection
 from ph2p.config import plan
-from ph2p.data import InversionData, make_draws
+from ph2p.data import InversionData, TargetError, make_draws
+from ph2p.errors import UserError
 from ph2p.inversion import PromptInversion
 from ph2p.inverter import Batch
 from ph2p.objectives import DenoisingObjective, candidate_losses
@@ -63,10 +67,24 @@ def test_a_broken_row_leaves_the_others_alone(inverter_of, targets):
         pool, _, curves = inverter.optimise(batch, lambda share, what: None)
         assert curves[1].isnan().all() == broken
         pool = inverter.search(batch, pool, lambda share, what: None)
-        candidates = inverter.select(batch, pool)
+        candidates, failed = inverter.select(batch, pool)
+        assert list(failed) == [1] * broken
         return [[(c.token_ids, pytest.approx(c.loss)) for c in candidates[row]] for row in (0, 2)]
 
     assert found(broken=True) == found(broken=False)
+
+
+def test_an_image_without_a_candidate_that_reads_back_fails_alone(inverter_of, targets, monkeypatch):
+    inverter = inverter_of(*LBFGS)
+    whole = inverter(targets)
+    calls = iter([False, True, False, True])  # the second image, and a single one
+    original = inverter_module.shortlist
+    monkeypatch.setattr(inverter_module, "shortlist", lambda *args: [] if next(calls) else original(*args))
+    first, error, last = inverter(targets)
+    assert isinstance(error, TargetError) and str(error).startswith(f"{targets[1].image_id}: no candidate reads back")
+    assert (first.prompt, last.prompt) == (whole[0].prompt, whole[2].prompt)
+    with pytest.raises(UserError, match=r"^image-0: no candidate reads back"):
+        invert(Image.new("RGB", (16, 16)), inverter=inverter)
 
 
 def test_the_loss_is_the_pipelines_own(generator, targets):

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from functools import partial
 from pathlib import Path
 
 import lightning as L
@@ -133,18 +134,25 @@ def test_shards_share_a_folder(place, runner, alone):
     assert sorted(path.name for path in (folder / "results").iterdir()) == [f"part-{i}-00000.jsonl" for i in range(3)]
 
 
-def test_a_bad_image_fails_on_its_rank_alone_and_once(place, runner, alone):
-    pictures = make_pictures(place / "mixed")
+def test_bad_images_fail_on_their_ranks_alone_and_once(place, runner, alone):
+    pictures, mark = make_pictures(place / "mixed"), place / "out" / "mixed" / "checkpoints" / "part-requeued-7-0"
     (pictures / "1.png").write_text("no picture")
+    mark.parent.mkdir(parents=True)
+    mark.touch()
     for _ in range(2):  # under a cluster the exit code of a rank that is not the last says nothing of images
-        codes = runner.ranks(2, "name=mixed", f"data.path={pictures}")
+        overflow = partial(runner.overflow, pictures / "2.png")
+        codes = runner.ranks(2, "name=mixed", f"data.path={pictures}", before=overflow)
         assert 1 in codes and set(codes) <= {0, 1}
     records = found(place / "out" / "mixed")
-    assert records.pop("1.png")["status"] == "failed"
+    bad = {name: records.pop(name) for name in ("1.png", "2.png")}
+    assert {record["status"] for record in bad.values()} == {"failed"}
+    assert "not a picture" in bad["1.png"]["error"]
+    assert bad["2.png"]["error"].startswith("2.png: its loss is not finite")
     assert {name: record["loss"] for name, record in records.items()} == {
-        name: record["loss"] for name, record in alone.items() if name != "1.png"
+        name: record["loss"] for name, record in alone.items() if name not in bad
     }
     assert len(lines(place / "out" / "mixed")) == 5  # the second time it is not said again
+    assert mark.exists()  # another rank may be trying the bad image again, and be told to stop
 
 
 # --- processes that Lightning starts ------------------------------------------------------------------------------

@@ -103,6 +103,28 @@ def test_an_error_after_every_single_epoch_and_round(place, runner, undisturbed)
     assert found(folder) == undisturbed
 
 
+def test_an_image_without_a_prompt_fails_alone_through_interruptions(place, runner, undisturbed):
+    """Within its batch, and once: the record is there from the first time on."""
+
+    def overflow():
+        runner.overflow(place / "pictures" / "1.png")
+
+    def interrupted():
+        overflow()
+        crash_after(3)()
+
+    assert runner.run("name=overflow", before=overflow) == 1
+    expected = found(place / "out" / "overflow")
+    assert {name for name, record in expected.items() if record["status"] == "failed"} == {"1.png"}
+    assert all(expected[name]["prompt"] == undisturbed[name]["prompt"] for name in expected if name != "1.png")
+    while (code := runner.run("name=overflowing", before=interrupted)) == 70:
+        pass
+    assert code == 1 and found(place / "out" / "overflowing") == expected
+    assert runner.run("name=overflowing", before=overflow) == 1
+    assert [record["image_id"] for record in lines(place / "out" / "overflowing")].count("1.png") == 1
+    assert runner.run("name=overflowing") == 0  # mended, it is inverted
+
+
 def test_a_kill_between_the_records_of_a_batch(place, runner, undisturbed):
     def install():
         write, written = engine.write, []
