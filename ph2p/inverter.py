@@ -270,7 +270,8 @@ class Inverter:
             rounds,
             search.swaps,
             lambda done: report(0.9 * (1 - search.share * (1 - done)), "searching"),
-            *_search_checkpoint(batch),
+            self._note_round(batch, int(pool.epochs[0, -1])),
+            batch.checkpoint.about["search"] if batch.checkpoint else None,
         )
         gradients = starts.shape[1] * rounds * search.draws
         batch.spend(starts.shape[1] * search.draws + gradients * (1 + search.swaps), gradients)
@@ -281,6 +282,20 @@ class Inverter:
             torch.cat([scores, losses.view(len(batch.ids), -1)], 1),
             torch.cat([best.epochs, later.repeat(len(batch.ids), starts.shape[1])], 1),
         )
+
+    def _note_round(self, batch: Batch, epochs: int) -> Callable[[dict[str, Tensor]], None]:
+        """What is done with the state of a search: save it, and log its best losses as of epochs after the fit's."""
+
+        def note(state: dict[str, Tensor]) -> None:
+            losses = state["losses"]  # (B S, 1 + rounds so far)
+            if self.log:
+                best = losses[:, -1].view(len(batch.ids), -1).amin(1).tolist()
+                figures = {i: {"search_loss": loss} for i, loss in zip(batch.ids, best, strict=True)}
+                self.log.write(epochs + losses.shape[1] - 1, figures)
+            if batch.checkpoint:
+                batch.checkpoint.save_search(state, batch.seconds())
+
+        return note
 
     def _draws(self, ids: list[str], purpose: str, count: int, timesteps: Sequence[int]) -> Draws:
         shape = self.generator.latent_shape
@@ -434,13 +449,6 @@ class Inverter:
             tokens = torch.tensor([result.token_ids], device=prompts.device)
             result.loss_soft = float(objective(prompts[one], tokens, batch.latents[one], draws[one]))
             result.evaluation_samples += self.cfg.evaluation.draws
-
-
-def _search_checkpoint(batch: Batch) -> tuple[Callable[[dict[str, Tensor]], None], dict[str, Tensor] | None]:
-    """How to save the state of a batch's search, and the state that it goes on from."""
-    if batch.checkpoint is None:
-        return lambda state: None, None
-    return lambda state: batch.checkpoint.save_search(state, batch.seconds()), batch.checkpoint.about["search"]
 
 
 def as_record(result: Inversion) -> dict[str, Any]:

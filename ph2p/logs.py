@@ -17,7 +17,7 @@ from ph2p.errors import UserError
 from ph2p.inversion import PromptInversion
 from ph2p.results import plain_disk_errors
 
-FIGURES = ("loss", "candidate_loss", "gradient_norm", "evaluations")
+FIGURES = ("loss", "candidate_loss", "gradient_norm", "evaluations", "search_loss")
 EXTRAS = ("tensorboard", "wandb")
 
 
@@ -34,15 +34,16 @@ def make_loggers(cfg: DictConfig) -> list[Logger]:
         extra = next((name for name in EXTRAS if name in target.lower()), None)
         if extra is None:
             raise
-        raise UserError(f"logger={extra}: {extra} is not installed: pip install {extra}") from error
+        raise UserError(f"logger={extra}: {extra} is not installed: pip install 'ph2p[{extra}]'") from error
 
 
 class RunLog:
     """Every epoch's figures of every image, appended to `table` and given to the loggers.
 
-    The table has a line an image and epoch: image_id, epoch and `FIGURES`, empty where one is not known. It is
-    only ever added to; an epoch that a kill made run twice stands in it twice, with the same figures. Loggers get
-    keys as `loss/cat.png` with the epoch as step. Raises UserError when the table cannot be written.
+    The table has a line an image and epoch: image_id, epoch and `FIGURES`, empty where one is not known. The rounds
+    of a search count as epochs after the last one. The table is only ever added to; an epoch that a kill made run
+    twice stands in it twice, with the same figures. Loggers get keys as `loss/cat.png` with the epoch as step.
+    Raises UserError when the table cannot be written.
     """
 
     def __init__(self, table: Path, loggers: Sequence[Logger] = ()) -> None:
@@ -58,7 +59,10 @@ class RunLog:
             _ = logger.experiment  # what is wrong with it shows now
 
     def write(self, epoch: int, figures: dict[str, dict[str, float]]) -> None:
-        """Note {image id: {figure: value}} of an epoch."""
+        """Note {image id: {figure: value}} of an epoch; values that are not finite count as not known."""
+        figures = {
+            name: {key: value for key, value in row.items() if math.isfinite(value)} for name, row in figures.items()
+        }
         with plain_disk_errors(self.table.parent.parent):
             self._append([[name, epoch, *map(row.get, FIGURES)] for name, row in figures.items()])
         flat = {f"{key}/{name}": value for name, row in figures.items() for key, value in row.items()}
@@ -75,6 +79,8 @@ class RunLog:
         """Let the loggers write what they still hold."""
         for logger in self.loggers:
             logger.finalize("success")
+            if finish := getattr(logger.experiment, "finish", None):  # of W&B, or a next job would go on in its run
+                finish()
 
 
 class LogCurves(L.Callback):
@@ -96,8 +102,5 @@ class LogCurves(L.Callback):
         if module.prompt.grad is not None:
             figures["gradient_norm"] = module.prompt.grad.float().flatten(1).norm(dim=1).tolist()
         figures["evaluations"] = [int(module.evaluations)] * len(self.rows)
-        by_row = {
-            name: {key: values[row] for key, values in figures.items() if math.isfinite(values[row])}
-            for row, name in enumerate(self.rows)
-        }
+        by_row = {name: {key: values[row] for key, values in figures.items()} for row, name in enumerate(self.rows)}
         self.run_log.write(trainer.current_epoch, by_row)

@@ -53,13 +53,16 @@ def greedy_swaps(
     costs N forward and N backward samples for the gradient and `swaps` N forward samples. A swap that was
     tried from the same prompt is not tried again, so a row at a local minimum moves on down its ranking.
     Returns the prompts of all rounds (B, 1 + rounds, M) and their losses (B, 1 + rounds), the start first.
-    `save` gets the state after each round; a later call continues from it, given the same other arguments.
+    `save` gets the state at the start and after each round; a later call continues from it, given the same other
+    arguments.
     """
     allowed = len(generator.vocabulary.allowed_ids)
     tried = torch.zeros(*token_ids.shape, allowed, dtype=torch.bool, device=token_ids.device)
     progress = Progress(token_ids[:, None], candidate_losses(generator, latents, token_ids[:, None], draws), tried)
     if state:
         progress.restore(state)
+    else:
+        save(progress.state())
     for done in range(progress.losses.shape[1], rounds + 1):
         _swap(generator, latents, draws, swaps, progress)
         save(progress.state())

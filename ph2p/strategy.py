@@ -16,6 +16,7 @@ from lightning.fabric.utilities.distributed import _set_num_threads_if_needed
 from lightning.pytorch.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
 from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
+from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 
 LAUNCHER = "PH2P_LAUNCHER"  # environment variable: the process that has started this one
@@ -32,6 +33,11 @@ class IndependentRanks(DDPStrategy):
 
     def _configure_launcher(self) -> None:
         self._launcher = _Launcher(self.cluster_environment, self.num_processes, self.num_nodes)
+
+    def set_world_ranks(self) -> None:
+        """Number the ranks. Lightning's loggers write on the first one alone, so all of them say they are that."""
+        super().set_world_ranks()
+        rank_zero_only.rank = 0
 
     def setup_distributed(self) -> None:
         """Take note of the rank; no process group."""

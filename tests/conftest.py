@@ -3,6 +3,7 @@
 import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before the hub's client is imported, which reads it once
+os.environ["WANDB_ERROR_REPORTING"] = "false"  # it would send its own errors to its makers
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # or tokenizers warns in every forked process
 
 from collections.abc import Callable

@@ -24,12 +24,13 @@ def test_the_table_is_only_ever_added_to(tmp_path):
     RunLog(table).write(0, {name: {"loss": 0.5, "evaluations": 17} for name in names})
     whole = table.read_bytes()
     table.write_bytes(whole + b"a.png,1,0.2")  # a kill in the middle of a line
-    RunLog(table).write(1, {names[1]: {"loss": 0.1 + 0.2}})
+    RunLog(table).write(1, {names[1]: {"loss": 0.1 + 0.2, "gradient_norm": math.inf}})
     assert table.read_bytes().startswith(whole)
     with table.open(newline="", encoding="utf-8") as file:
         header, *rows = csv.reader(file)
     assert header == ["image_id", "epoch", *FIGURES]
-    assert rows == [[name, "0", "0.5", "", "", "17"] for name in names] + [[names[1], "1", str(0.1 + 0.2), "", "", ""]]
+    later = [names[1], "1", str(0.1 + 0.2), "", "", "", ""]
+    assert rows == [[name, "0", "0.5", "", "", "17", ""] for name in names] + [later]
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match="cannot be written"):
         RunLog(tmp_path / "file" / "logs" / "x.csv")
@@ -40,7 +41,7 @@ def test_a_logger_that_is_missing_says_how_to_get_it(monkeypatch):
     monkeypatch.setattr("lightning.fabric.loggers.tensorboard._TENSORBOARD_AVAILABLE", False)
     monkeypatch.setattr("lightning.fabric.loggers.tensorboard._TENSORBOARDX_AVAILABLE", False)
     monkeypatch.setattr(f"{module}._TENSORBOARD_AVAILABLE", False, raising=False)
-    with pytest.raises(UserError, match=r"^logger=tensorboard: .*pip install tensorboard$"):
+    with pytest.raises(UserError, match=r"^logger=tensorboard: .*pip install 'ph2p\[tensorboard\]'$"):
         make_loggers(load_config(["logger=tensorboard"]))
 
 

@@ -1,12 +1,13 @@
 """Several ranks: each image once, the results of one rank, and nobody is harmed by another's end."""
 
+import json
 import os
 import random
 import signal
 import subprocess
 import sys
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from functools import partial
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from runs import SMALL, Runner, ended, found, lines, make_pictures
 
 from ph2p import invert
 from ph2p.errors import UserError
+from ph2p.report import read_results
 from ph2p.schedule import batches, share
 from ph2p.strategy import IndependentRanks, check_environment
 
@@ -155,6 +157,62 @@ def test_bad_images_fail_on_their_ranks_alone_and_once(place, runner, alone):
     assert mark.exists()  # another rank may be trying the bad image again, and be told to stop
 
 
+# --- loggers ------------------------------------------------------------------------------------------------------
+
+
+def curves(folder: Path) -> dict[str, list[tuple[int, float]]]:
+    """What a logger must hold: epochs and values by `figure/image`, as the results have them."""
+    wanted = {}
+    for record in read_results(folder):
+        content = json.loads((folder / record["files"]["candidates"]).read_text())
+        fit, search = list(enumerate(content["loss_curve"])), content["search_curve"]
+        wanted[f"loss/{record['image_id']}"] = fit
+        wanted[f"search_loss/{record['image_id']}"] = list(enumerate(search, len(fit)))
+        assert len(fit) > 1 and len(search) > 1
+    return wanted
+
+
+def test_tensorboard_shows_the_images_of_all_ranks(place, runner):
+    """And of an earlier run in the folder, here one of a shard; a tag holds each epoch once."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    words = ("name=board", "logger=tensorboard", "data.batch_size=2")
+    assert runner.run(*words, "data.shard=0/3") == 0
+    assert runner.ranks(2, *words) == [0, 0]
+    folder = place / "out" / "board"
+    events = EventAccumulator(str(folder / "logs" / "tensorboard"))
+    events.Reload()
+    assert len(list((folder / "logs" / "tensorboard").glob("events.*"))) == 3
+    for tag, curve in curves(folder).items():
+        assert [(event.step, event.value) for event in events.Scalars(tag)] == curve
+    assert {f"gradient_norm/{k}.png" for k in range(5)} <= set(events.Tags()["scalars"])
+
+
+def test_every_rank_is_a_run_in_the_group_of_wandb(place, runner, monkeypatch):
+    pytest.importorskip("wandb")
+    from wandb.proto.wandb_internal_pb2 import Record
+    from wandb.sdk.internal.datastore import DataStore
+
+    for name in ("CONFIG", "CACHE", "DATA"):
+        monkeypatch.setenv(f"WANDB_{name}_DIR", str(place / "wandb"))
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    assert runner.ranks(2, "name=group", "logger=wandb", "logger.offline=true") == [0, 0]
+    folder, logged, runs = place / "out" / "group", defaultdict(list), []
+    for path in folder.glob("logs/wandb/offline-run-*/*.wandb"):
+        store = DataStore()
+        store.open_for_scan(str(path))
+        while (data := store.scan_data()) is not None:
+            record = Record.FromString(data)
+            if record.WhichOneof("record_type") == "run":
+                runs.append((record.run.run_group, record.run.run_id))
+            row = {"/".join(item.nested_key): json.loads(item.value_json) for item in record.history.item}
+            for tag in row.keys() - {"trainer/global_step"}:
+                logged[tag].append((row.get("trainer/global_step"), row[tag]))
+    assert {group for group, _ in runs} == {"group"} and len(set(runs)) == 2
+    for tag, curve in curves(folder).items():
+        assert logged[tag] == curve
+
+
 # --- processes that Lightning starts ------------------------------------------------------------------------------
 
 
@@ -249,7 +307,9 @@ def test_python_stays_in_its_process(words):
 def test_the_strategy_keeps_every_rank_to_itself(monkeypatch):
     """In a fit too: no process group, no wrapping, values stay one's own; every rank may write."""
     import torch
+    from lightning.pytorch.utilities import rank_zero_only
 
+    monkeypatch.setattr(rank_zero_only, "rank", 1)
     monkeypatch.setenv("LOCAL_RANK", "1")
     options = dict(accelerator="cpu", devices=2, logger=False, enable_checkpointing=False)
     trainer = L.Trainer(strategy=IndependentRanks(), **options)
@@ -257,6 +317,7 @@ def test_the_strategy_keeps_every_rank_to_itself(monkeypatch):
     strategy, mine = trainer.strategy, torch.tensor([3.0])
     assert (strategy.global_rank, strategy.world_size, strategy.is_global_zero) == (1, 2, True)
     assert not torch.distributed.is_initialized()
+    assert rank_zero_only.rank == 0
     strategy.barrier()
     assert strategy.reduce(mine) is mine and strategy.broadcast(mine) is mine and strategy.all_gather(mine) is mine
     assert strategy.reduce_boolean_decision(False, all=False) is False
