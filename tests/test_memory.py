@@ -169,5 +169,5 @@ def test_bf16_finds_prompts_as_good_as_float32(model_overrides, tmp_path):
     )
     change, gain = after - before, empty - before
     error = change.std() / len(change) ** 0.5
-    assert error < gain.mean() / 2, "too noisy to tell"
+    assert 2.4 * error < gain.mean() / 5, "too noisy to tell"
     assert abs(change.mean()) <= 2.4 * error + 1e-6  # Student's t with 7 degrees of freedom
