@@ -1,5 +1,8 @@
 """Loading a generator: a diffusers folder, a hub id or a single file, LoRA weights, and how it uses memory."""
 
+import os
+import shutil
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -89,8 +92,18 @@ def load_generator(
     if gradient_checkpointing:
         generator.denoiser.enable_gradient_checkpointing()
     if compile:
-        generator.denoiser.compile()
+        _compile(generator, device)
     return generator.place(device, offload)
+
+
+def _compile(generator: Generator, device: str | torch.device) -> None:
+    """The denoiser goes through torch.compile from its first call on."""
+    compiler = os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++")  # as torch chooses
+    if torch.device(device).type == "cpu" and not shutil.which(compiler):
+        mend = "install it, name another in CXX, or leave generator.compile out"
+        raise UserError(f"generator.compile=true: the C++ compiler {compiler} is missing; {mend}")
+    # With torch's own choice of memory formats, gradients of a U-Net came out wrong on the CPU (torch 2.13).
+    generator.denoiser.compile(options=dict(layout_optimization=False))
 
 
 def _load_pipeline(
