@@ -1,79 +1,21 @@
 """Folders of pretrained weights: finding and checking them, and saying in one line what is wrong."""
 
 import json
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import diffusers
-import huggingface_hub
 import transformers
-from huggingface_hub import errors as hub
 from torch import nn
 
 from ph2p.errors import UserError
 
-HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")  # not ./model, ../model or /model
 TOKENIZER_FILES = ({"tokenizer.json"}, {"vocab.json", "merges.txt"}, {"spiece.model"}, {"tokenizer.model"})
 PICKLES = ("*.bin", "*.ckpt", "*.pt", "*.pth")
-CONFIGURATION = ["*.json", "*.txt", "*.model"]  # in subfolders too
+WHOLE = "copy or download the whole model"
 UNSAFE = "pickled weights are unsafe; convert or download them as safetensors"
-HUB_TROUBLE: tuple[tuple[type[Exception], str], ...] = (  # the first that fits: some are kinds of later ones
-    (hub.GatedRepoError, "the model is gated; accept its licence on the hub and set HF_TOKEN"),
-    (hub.RepositoryNotFoundError, "neither a folder nor a model on the hub; check the name, or set HF_TOKEN"),
-    (hub.RevisionNotFoundError, "the hub has no such revision of it; check the revision"),
-    (
-        hub.LocalEntryNotFoundError,
-        "not a folder, and the hub is out of reach; check the path or the connection",
-    ),
-    (hub.EntryNotFoundError, "the hub's model lacks the file {file}; choose a diffusers pipeline"),
-)
-
-
-def download_file(hub_id: str, file: str, **options: Any) -> Path:
-    """A file of a model on the Hugging Face hub, from the cache if it is there.
-
-    Raises:
-        UserError: not a hub id, or the hub does not give the file.
-    """
-    with _plain_hub_errors(hub_id, file):
-        return Path(huggingface_hub.hf_hub_download(hub_id, file, **options))
-
-
-def download_configuration(hub_id: str, **options: Any) -> Path:
-    """The folder of a model on the hub without its weights: configurations and tokenizers.
-
-    Raises:
-        UserError: not a hub id, or the hub does not give them.
-    """
-    with _plain_hub_errors(hub_id, "model_index.json"), no_progress_bars():
-        return Path(huggingface_hub.snapshot_download(hub_id, allow_patterns=CONFIGURATION, **options))
-
-
-def download_model(hub_id: str, **options: Any) -> Path:
-    """The folder of a transformers model on the hub: configuration, tokenizer and weights, as safetensors alone.
-
-    Raises:
-        UserError: not a hub id, or the hub does not give them.
-    """
-    with _plain_hub_errors(hub_id, "config.json"):
-        patterns = [*CONFIGURATION, "*.safetensors"]
-        return Path(huggingface_hub.snapshot_download(hub_id, allow_patterns=patterns, **options))
-
-
-@contextmanager
-def _plain_hub_errors(hub_id: str, file: str) -> Iterator[None]:
-    if not HUB_ID.fullmatch(hub_id):
-        raise UserError(f"{hub_id}: no such folder; give an existing one or a hub id such as owner/model")
-    try:
-        yield
-    except (hub.HfHubHTTPError, OSError, ValueError) as error:
-        for kind, message in HUB_TROUBLE:
-            if isinstance(error, kind):
-                raise UserError(f"{hub_id}: {message.format(file=file)}") from error
-        raise UserError(f"{hub_id}: the hub answered: {first_line(error)}; try again later") from error
 
 
 def read_json(path: Path, mend: str) -> dict[str, Any]:
@@ -93,20 +35,28 @@ def read_json(path: Path, mend: str) -> dict[str, Any]:
     return content
 
 
-def check_components(folder: Path, index: dict[str, Any], skipped: tuple[str, ...], weights: bool = True) -> None:
+def components(index: dict[str, Any], skipped: tuple[str, ...]) -> list[str]:
+    """The names of the components that `model_index.json` says the pipeline has."""
+    named = (name for name, entry in index.items() if isinstance(entry, list) and entry[0] is not None)
+    return [name for name in named if name not in skipped]
+
+
+def check_components(
+    folder: Path, index: dict[str, Any], skipped: tuple[str, ...], variant: str | None = None, weights: bool = True
+) -> None:
     """Every component that `model_index.json` names has its files; without `weights`, but for those.
 
     Raises:
-        UserError: a folder is missing, or without safetensors or a tokenizer's tables.
+        UserError: a folder is missing, or without safetensors or a tokenizer's tables; no weights of the variant.
     """
-    for name, entry in index.items():
-        if name in skipped or not isinstance(entry, list) or entry[0] is None:
-            continue
+    if weights and variant and not any(folder.glob(f"*/*.{variant}*.safetensors")):
+        raise UserError(f"{folder}: no weights of the variant {variant}; check the variant, or leave it out")
+    for name in components(index, skipped):
         part = folder / name
         if not part.is_dir() or not _names(part):
             raise UserError(f"{part}: the component is missing; copy or download the whole pipeline")
         if weights and (part / "config.json").exists():
-            check_weights(part)
+            check_weights(part, variant)
         if name.startswith("tokenizer"):
             check_tokenizer(part)
 
@@ -118,20 +68,35 @@ def check_tokenizer(folder: Path) -> None:
         UserError: it does not.
     """
     if not any(files <= _names(folder) for files in TOKENIZER_FILES):
-        raise UserError(f"{folder}: the tokenizer's tables are missing; copy or download the whole model")
+        raise UserError(f"{folder}: the tokenizer's tables are missing; {WHOLE}")
 
 
-def check_weights(folder: Path) -> None:
-    """The folder holds safetensors; pickled weights are refused, because loading a pickle runs its code.
+def check_weights(folder: Path, variant: str | None = None) -> None:
+    """The folder holds safetensors, all shards of them; pickled weights are refused: loading a pickle runs its code.
 
     Raises:
         UserError: it does not.
     """
     if any(folder.glob("*.safetensors")):
-        return
-    if any(any(folder.glob(pattern)) for pattern in PICKLES):
+        _check_shards(folder, variant)
+    elif any(any(folder.glob(pattern)) for pattern in PICKLES):
         raise UserError(f"{folder}: only pickled weights, and {UNSAFE}")
-    raise UserError(f"{folder}: no .safetensors file; copy or download the whole model")
+    else:
+        raise UserError(f"{folder}: no .safetensors file; {WHOLE}")
+
+
+def _check_shards(folder: Path, variant: str | None) -> None:
+    """All files that the index of sharded weights names are there, as both libraries find them out late or never."""
+    has_variant = variant and any(folder.glob(f"*.{variant}*.safetensors"))  # else the plain weights stand in for it
+    for index in folder.glob(f"*.safetensors.index.{variant}.json" if has_variant else "*.safetensors.index.json"):
+        if index.name.startswith("model.") and (folder / "model.safetensors").exists() and not has_variant:
+            continue  # an index that was left behind: transformers reads the single file
+        shards = read_json(index, WHOLE).get("weight_map")
+        if not isinstance(shards, dict):
+            raise UserError(f"{index}: it names no shards; {WHOLE}")
+        for shard in sorted(set(shards.values())):
+            if not (folder / shard).is_file():
+                raise UserError(f"{folder / shard}: this shard of the weights is missing; {WHOLE}")
 
 
 def check_safe(file: Path) -> None:

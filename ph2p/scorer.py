@@ -19,13 +19,14 @@ from transformers import (
 )
 from transformers.utils import ModelOutput
 
-from ph2p import pretrained
+from ph2p import hub, pretrained
 from ph2p.errors import UserError
 from ph2p.frozen import Frozen, context_length, frame_prompt, prompt_start, soft_prompt
 
+CONFIG = "config.json"
 MODELS = ("clip", "siglip")  # `model_type` in config.json
 RESAMPLING = {2: "bilinear", 3: "bicubic"}  # Pillow's numbers
-MEND = "give the folder of a CLIP or SigLIP model of transformers"
+MEND = "give the folder or hub id of a CLIP or SigLIP model of transformers"
 
 
 @dataclass(frozen=True)
@@ -130,12 +131,14 @@ def load_scorer(
             tokenizer with another end of text than the model's.
     """
     name, folder = str(path_or_hub_id), Path(path_or_hub_id).expanduser()
-    if not folder.exists():
-        hub = dict(local_files_only=local_files_only, revision=revision, cache_dir=cache_dir)
-        folder = pretrained.download_model(name, **hub)
-    kind = pretrained.read_json(folder / "config.json", MEND).get("model_type")
-    if kind not in MODELS:
+    options = dict(local_files_only=local_files_only, revision=revision, cache_dir=cache_dir)
+    remote = not folder.exists()
+    file = hub.download_file(name, CONFIG, MEND, **options) if remote else folder / CONFIG
+    kind = pretrained.read_json(file, MEND).get("model_type")
+    if kind not in MODELS:  # before the weights of whatever it is are downloaded
         raise UserError(f"{name}: a model of type {kind}; {MEND}")
+    if remote:
+        folder = hub.download_model(name, **options)
     pretrained.check_weights(folder)
     pretrained.check_tokenizer(folder)
     if not any((folder / file).exists() for file in ("preprocessor_config.json", "processor_config.json")):

@@ -1,4 +1,4 @@
-"""Ways to load a generator: single files, LoRA weights, parts left out, and the options that save memory."""
+"""Ways to load a generator: single files, LoRA weights, parts left out."""
 
 import json
 import re
@@ -7,7 +7,7 @@ import shutil
 import diffusers
 import pytest
 import torch
-from diffusers.utils import convert_state_dict_to_diffusers
+from checkpoints import prediction, save_checkpoint, save_lora
 from pipelines import save_family, save_pipeline
 from safetensors.torch import load_file, save_file
 
@@ -26,85 +26,7 @@ def folders(tmp_path_factory):
     return made | {"sd": save_pipeline(root / "sd")}
 
 
-def prediction(generator, gradient=False):
-    """What the denoiser makes of a noisy latent under a prompt, or the prompt's gradient of its sum of squares."""
-    ids = torch.tensor([generator.vocabulary.encode(TEXT)])
-    noisy = torch.randn(1, *generator.latent_shape, generator=torch.Generator().manual_seed(0))
-    prompt = generator.vocabulary.embed(ids).requires_grad_(gradient)
-    output = generator.predict(noisy, torch.tensor([700]), generator.condition(ids, prompt))
-    return torch.autograd.grad(output.square().sum(), prompt)[0] if gradient else output
-
-
 # --- single files ------------------------------------------------------------------------------------------------
-
-RESNET = {
-    "norm1": "in_layers.0",
-    "conv1": "in_layers.2",
-    "time_emb_proj": "emb_layers.1",
-    "norm2": "out_layers.0",
-    "conv2": "out_layers.3",
-    "conv_shortcut": "skip_connection",
-}
-UNET = {  # the small U-Net's parts under the names of the original code of Stable Diffusion
-    "conv_in": "input_blocks.0.0",
-    "time_embedding.linear_1": "time_embed.0",
-    "time_embedding.linear_2": "time_embed.2",
-    "down_blocks.0.resnets.0": "input_blocks.1.0",
-    "down_blocks.0.attentions.0": "input_blocks.1.1",
-    "down_blocks.0.downsamplers.0.conv": "input_blocks.2.0.op",
-    "down_blocks.1.resnets.0": "input_blocks.3.0",
-    "mid_block.resnets.0": "middle_block.0",
-    "mid_block.attentions.0": "middle_block.1",
-    "mid_block.resnets.1": "middle_block.2",
-    "up_blocks.0.resnets.0": "output_blocks.0.0",
-    "up_blocks.0.resnets.1": "output_blocks.1.0",
-    "up_blocks.0.upsamplers.0.conv": "output_blocks.1.1.conv",
-    "up_blocks.1.resnets.0": "output_blocks.2.0",
-    "up_blocks.1.attentions.0": "output_blocks.2.1",
-    "up_blocks.1.resnets.1": "output_blocks.3.0",
-    "up_blocks.1.attentions.1": "output_blocks.3.1",
-    "conv_norm_out": "out.0",
-    "conv_out": "out.2",
-}
-VAE = (
-    (r"down_blocks\.(\d)\.resnets\.(\d)", r"down.\1.block.\2"),
-    (r"down_blocks\.0\.downsamplers\.0", "down.0.downsample"),
-    (r"up_blocks\.0\.resnets\.(\d)", r"up.1.block.\1"),
-    (r"up_blocks\.1\.resnets\.(\d)", r"up.0.block.\1"),
-    (r"up_blocks\.0\.upsamplers\.0", "up.1.upsample"),
-    (r"mid_block\.resnets\.0", "mid.block_1"),
-    (r"mid_block\.resnets\.1", "mid.block_2"),
-    (r"mid_block\.attentions\.0", "mid.attn_1"),
-    (r"group_norm", "norm"),
-    (r"to_q", "q"),
-    (r"to_k", "k"),
-    (r"to_v", "v"),
-    (r"to_out\.0", "proj_out"),
-    (r"conv_norm_out", "norm_out"),
-    (r"conv_shortcut", "nin_shortcut"),
-)
-
-
-def save_checkpoint(folder, file):
-    """One file as Stable Diffusion's original code writes it, of a small pipeline's folder."""
-    pipeline = diffusers.StableDiffusionPipeline.from_pretrained(folder, safety_checker=None)
-    weights = {}
-    for name, value in pipeline.unet.state_dict().items():
-        part = next(part for part in UNET if name.startswith(part + "."))
-        rest = name[len(part) + 1 :]
-        if ".resnets." in part:
-            layer = rest.rpartition(".")[0]
-            rest = rest.replace(layer, RESNET[layer], 1)
-        weights[f"model.diffusion_model.{UNET[part]}.{rest}"] = value
-    for name, value in pipeline.vae.state_dict().items():
-        attention = ".attentions." in name and "norm" not in name and name.endswith("weight")
-        for pattern, original in VAE:
-            name = re.sub(pattern, original, name)
-        weights[f"first_stage_model.{name}"] = value[..., None, None] if attention else value
-    for name, value in pipeline.text_encoder.state_dict().items():
-        name = name.removeprefix("text_model.")
-        weights[f"cond_stage_model.transformer.text_model.{name}"] = value
-    save_file({name: value.contiguous() for name, value in weights.items()}, file)
 
 
 def test_a_single_file_is_the_folder_it_was_made_of(folders, tmp_path):
@@ -144,17 +66,8 @@ def test_bad_single_files_give_one_line(folders, tmp_path):
 
 @pytest.fixture(scope="module")
 def lora(folders, tmp_path_factory):
-    """LoRA weights of U-Net and text encoder, as training scripts save them."""
-    peft = pytest.importorskip("peft")
-    folder = tmp_path_factory.mktemp("lora")
-    pipeline = diffusers.StableDiffusionPipeline.from_pretrained(folders["sd"], safety_checker=None)
-    layers = {}
-    for name, targets in (("unet", ["to_q", "to_v"]), ("text_encoder", ["q_proj", "v_proj"])):
-        part = getattr(pipeline, name)
-        part.add_adapter(peft.LoraConfig(r=2, lora_alpha=2, target_modules=targets, init_lora_weights=False))
-        layers[f"{name}_lora_layers"] = convert_state_dict_to_diffusers(peft.get_peft_model_state_dict(part))
-    pipeline.save_lora_weights(folder, **layers)
-    return folder
+    pytest.importorskip("peft")
+    return save_lora(folders["sd"], tmp_path_factory.mktemp("lora"))
 
 
 def test_lora_weights_are_those_that_diffusers_loads(folders, lora):
@@ -256,50 +169,6 @@ def test_a_tokenizer_of_sentencepiece_alone_will_do(folders, tmp_path):
     ids = generator.vocabulary.encode(TEXT)
     reference = sentencepiece.SentencePieceProcessor(model_file=str(copy / "tokenizer" / "spiece.model"))
     assert ids == reference.encode(TEXT)
-
-
-# --- memory ------------------------------------------------------------------------------------------------------
-
-
-def test_offloaded_parts_are_on_the_device_only_while_they_work(folders, monkeypatch):
-    generator = load_generator(folders["sd3"], offload=True)
-    moves = []
-    for name in ("vae", "text_encoder_3"):
-        part = generator.components[name]
-        monkeypatch.setattr(part, "to", lambda *to, name=name: moves.append((name, str(to[0]))))
-    monkeypatch.setattr(type(generator), "device", property(lambda self: torch.device("cpu", 0)))
-    generator.encode_images(torch.rand(1, 3, 16, 16))
-    assert moves == [("vae", "cpu:0"), ("vae", "cpu")]
-    moves.clear()
-    for _ in range(2):  # the second time the text is known
-        generator.condition(torch.tensor([generator.vocabulary.encode(TEXT)]))
-    assert moves == [("text_encoder_3", "cpu:0"), ("text_encoder_3", "cpu")]
-
-
-def test_gradient_checkpointing_changes_no_gradient(folders):
-    for name in ("sdxl", "sd3", "pixart"):
-        saving, plain = (load_generator(folders[name], gradient_checkpointing=on) for on in (True, False))
-        assert any(getattr(part, "gradient_checkpointing", False) for part in saving.denoiser.modules())
-        torch.testing.assert_close(prediction(saving, gradient=True), prediction(plain, gradient=True))
-
-
-def test_vae_tiling_is_the_pipelines(folders):
-    generator = load_generator(folders["sd"], vae_tiling=True, image_size=32)
-    plain = diffusers.StableDiffusionPipeline.from_pretrained(folders["sd"], safety_checker=None)
-    pictures, scale = torch.rand(1, 3, 32, 32), plain.vae.config.scaling_factor
-    with torch.no_grad():
-        whole = plain.vae.encode(2 * pictures - 1).latent_dist.mode() * scale
-        plain.vae.enable_tiling()
-        tiled = plain.vae.encode(2 * pictures - 1).latent_dist.mode() * scale
-    torch.testing.assert_close(generator.encode_images(pictures), tiled)
-    assert (whole - tiled).abs().max() > 1e-4
-
-
-def test_compiling_compiles_the_denoiser(folders, monkeypatch):
-    compiled = []
-    monkeypatch.setattr(diffusers.SD3Transformer2DModel, "compile", lambda self: compiled.append(self))
-    generator = load_generator(folders["sd3"], compile=True)
-    assert compiled == [generator.pipeline.transformer]
 
 
 # --- options that a family does not know -------------------------------------------------------------------------

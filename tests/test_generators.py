@@ -4,7 +4,6 @@ import diffusers
 import pytest
 import torch
 from diffusers import DDIMScheduler, DDPMScheduler, EulerDiscreteScheduler, PNDMScheduler
-from huggingface_hub import errors as hub
 from pipelines import LENGTH, save_pipeline
 from safetensors.torch import load_file, save_file
 
@@ -239,30 +238,3 @@ def test_damaged_folders_give_one_line(folder, tmp_path, damage, file, message):
 def test_missing_folder(name):
     with pytest.raises(UserError, match="no such folder; give"):
         load_generator(name)
-
-
-@pytest.mark.parametrize(
-    ("error", "message"),
-    [
-        (None, "out of reach"),
-        (hub.GatedRepoError, "gated; accept its licence"),
-        (hub.RepositoryNotFoundError, "neither a folder nor a model"),
-        (hub.RevisionNotFoundError, "no such revision"),
-        (hub.RemoteEntryNotFoundError, "lacks the file model_index.json"),
-        (hub.HfHubHTTPError, "the hub answered: oops"),
-    ],
-)
-def test_hub_trouble_gives_one_line(monkeypatch, tmp_path, error, message):
-    def refuse(*args, **options):
-        raise make_error(error)
-
-    if error is not None:
-        monkeypatch.setattr("huggingface_hub.hf_hub_download", refuse)
-    with pytest.raises(UserError, match=f"^owner/model: .*{message}"):
-        load_generator("owner/model", local_files_only=True, cache_dir=tmp_path)
-
-
-def make_error(kind):
-    error = kind.__new__(kind)
-    error.args = ("oops\nmore",)
-    return error

@@ -17,6 +17,7 @@ LAYERS = (  # from the ground up
     "tiny.world",
     "tiny.coco",
     "pretrained",
+    "hub",
     "tokens",
     "vocabulary",
     "optim",

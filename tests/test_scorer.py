@@ -8,7 +8,6 @@ from functools import partial
 import pytest
 import sentencepiece
 import torch
-from huggingface_hub import errors as hub
 from PIL import Image
 from pipelines import save_clip
 from transformers import (
@@ -158,7 +157,7 @@ BAD = {
     truncated: "cannot be loaded",
     lacking: "lacks some of the model's weights",
     untabled: "the tokenizer's tables are missing",
-    lambda folder: (folder / "config.json").unlink(): "config.json: .*give the folder of a CLIP or SigLIP model",
+    lambda folder: (folder / "config.json").unlink(): "config.json: .*give the folder or hub id of a CLIP",
     lambda folder: edit(folder / "config.json", model_type="bert"): "a model of type bert",
     lambda folder: (folder / "preprocessor_config.json").unlink(): "preprocessor_config.json is missing",
     lambda folder: edit(folder / "preprocessor_config.json", crop_size=8): "does not make 16 x 16 pixels",
@@ -173,28 +172,6 @@ def test_a_bad_folder_gives_one_line(folders, tmp_path, damage, message):
     with pytest.raises(UserError, match=message) as caught:
         load_scorer(folder)
     assert "\n" not in str(caught.value)
-
-
-def test_the_hub_is_asked_for_what_is_no_folder(folders, tmp_path, monkeypatch):
-    asked = {}
-
-    def snapshot(hub_id, **options):
-        asked.update(options, hub_id=hub_id)
-        return str(folders["clip"])
-
-    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot)
-    load_scorer("someone/clip", revision="v1", cache_dir=tmp_path, local_files_only=True)
-    assert asked.pop("allow_patterns") == ["*.json", "*.txt", "*.model", "*.safetensors"]
-    assert asked == dict(hub_id="someone/clip", revision="v1", cache_dir=tmp_path, local_files_only=True)
-    monkeypatch.undo()
-    with pytest.raises(UserError, match="someone/clip: not a folder, and the hub is out of reach"):
-        load_scorer("someone/clip", cache_dir=tmp_path)
-    with pytest.raises(UserError, match="no such folder"):
-        load_scorer(tmp_path / "nothing")
-    gated = hub.GatedRepoError.__new__(hub.GatedRepoError)
-    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *args, **options: (_ for _ in ()).throw(gated))
-    with pytest.raises(UserError, match="someone/clip: the model is gated"):
-        load_scorer("someone/clip")
 
 
 def test_the_clip_objective_needs_the_generators_tokens(folders, model_overrides, targets, tmp_path):
