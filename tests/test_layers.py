@@ -15,6 +15,8 @@ LAYERS = (  # from the ground up
     "memory",
     "schedule",
     "tiny.world",
+    "tiny.drawing",
+    "tiny.captions",
     "tiny.coco",
     "pretrained",
     "tokens",

@@ -9,8 +9,9 @@ import torch
 from ph2p.generators import load_generator
 from ph2p.scorer import load_scorer
 from ph2p.tiny import pretrain, world
+from ph2p.tiny.drawing import render
 
-PICTURES = np.stack([world.render(world.scene("train", index)) for index in range(8)])
+PICTURES = np.stack([render(world.scene("train", index)) for index in range(8)])
 
 
 class Killed(Exception):

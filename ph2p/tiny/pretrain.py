@@ -27,6 +27,8 @@ from torch.utils.data import DataLoader
 from transformers import CLIPConfig, CLIPModel, CLIPTextModel, CLIPTokenizer
 
 from ph2p.tiny import world
+from ph2p.tiny.captions import canonical_caption, random_caption
+from ph2p.tiny.drawing import render
 
 CONTEXT_LENGTH = 32
 IMAGE_SIZE = 64
@@ -137,7 +139,7 @@ def load_scenes(work: Path, count: int, seed: int) -> tuple[list[world.Scene], n
     path = work / f"scenes-{count}-{seed}.npy"
     if not path.exists():
         print(f"painting {count} scenes", flush=True)
-        pictures = np.stack([world.render(scene, IMAGE_SIZE) for scene in scenes])
+        pictures = np.stack([render(scene, IMAGE_SIZE) for scene in scenes])
         partial = path.with_suffix(".partial.npy")
         np.save(partial, pictures)
         partial.rename(path)
@@ -162,7 +164,7 @@ def train_tokenizer(scenes: list[world.Scene], seed: int) -> tuple[CLIPTokenizer
     rng = np.random.default_rng([seed, 99])
     counts = Counter()
     for scene in scenes[:4000]:
-        captions = [world.canonical_caption(scene), *(world.random_caption(scene, rng) for _ in range(4))]
+        captions = [canonical_caption(scene), *(random_caption(scene, rng) for _ in range(4))]
         counts.update(word for text in captions for word in text.replace(",", " , ").split())
     words = sorted(word for word in counts if word.isalpha())
     learner = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
@@ -219,7 +221,7 @@ class ClipStage(Stage):
     def loss(self, rng: np.random.Generator, generator: torch.Generator) -> Tensor:
         scenes, pictures = self.pairs(rng)
         # Whole descriptions are to be told apart: an attribute is named with 90 %.
-        captions = [world.random_caption(scene, rng, keep=0.9) for scene in scenes]
+        captions = [random_caption(scene, rng, keep=0.9) for scene in scenes]
         ids = tokenize(self.tokenizer, captions, self.device)
         return self.model(input_ids=ids, pixel_values=to_unit(pictures, self.device), return_loss=True).loss
 
@@ -259,7 +261,7 @@ class ClipImageStage(ClipStage):
         self.model.text_model.requires_grad_(False)
         alone = [scene for scene in scenes if scene.place][:known]
         self.related = [siblings(scene) for scene in alone]
-        self.painted = [np.stack([world.render(scene, IMAGE_SIZE) for scene in family]) for family in self.related]
+        self.painted = [np.stack([render(scene, IMAGE_SIZE) for scene in family]) for family in self.related]
         together = [scene for family in self.related for scene in family]
         pictures_of_all = np.concatenate([*self.painted, pictures[:again]])
         repainted = repaint(weights, together + scenes[:again], pictures_of_all, tokenizer, text_encoder)
@@ -292,7 +294,7 @@ def repaint(
     vae = AutoencoderKL.from_pretrained(weights / "vae", torch_dtype=torch.float32).eval()
     scheduler, generator, parts = make_scheduler(), torch.Generator().manual_seed(0), []
     for i in range(0, len(scenes), 100):
-        captions = [world.canonical_caption(scene) for scene in scenes[i : i + 100]]
+        captions = [canonical_caption(scene) for scene in scenes[i : i + 100]]
         latents = vae.encode(to_unit(pictures[i : i + 100])).latent_dist.mode() * vae.config.scaling_factor
         timesteps = torch.randint(300, 800, (len(captions),), generator=generator)
         noisy = scheduler.add_noise(latents, torch.randn(latents.shape, generator=generator), timesteps)
@@ -555,7 +557,7 @@ class UNetStage(Stage):
     def _caption(self, scene: world.Scene, rng: np.random.Generator) -> str:
         if rng.random() < self.empty_captions:
             return ""
-        return world.canonical_caption(scene) if rng.random() < 0.25 else world.random_caption(scene, rng)
+        return canonical_caption(scene) if rng.random() < 0.25 else random_caption(scene, rng)
 
     def on_train_batch_end(self, *_) -> None:
         self.average.update_parameters(self.model)
