@@ -53,6 +53,7 @@ LAYERS = (  # from the ground up
     "checkpoint",
     "callbacks",
     "logs",
+    "schema",
     "config",
     "help",
     "evaluation",
