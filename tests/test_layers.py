@@ -59,7 +59,10 @@ LAYERS = (  # from the ground up
     "evaluation",
     "strategy",
     "inverter",
+    "formatting",
     "chart",
+    "records",
+    "page",
     "report",
     "cluster",
     "engine",
@@ -69,7 +72,7 @@ LAYERS = (  # from the ground up
 LIGHTNING = {"inversion", "checkpoint", "callbacks", "logs", "data.module", "strategy", "inverter", "cluster", "engine"}
 LIGHTNING |= {"tiny.pretrain"}
 LIGHTNING_PARTS = {"pytorch_lightning", "lightning_fabric"}  # older names of what `lightning` holds
-READERS = {"chart", "report"}  # they read results folders only
+READERS = {"formatting", "chart", "records", "page", "report"}  # they read results folders only
 MODEL_LIBRARIES = {"torch", "torchmetrics", "lightning", "transformers", "diffusers", "accelerate"}
 
 PLACES = {name: place for place, name in enumerate(LAYERS)}
