@@ -1,34 +1,15 @@
-"""Figures as text, and loss curves as the points of a small drawing."""
+"""Loss curves as the points of a small drawing."""
 
-import math
 from collections.abc import Sequence
 from itertools import accumulate, pairwise
 from typing import Any
 
-NOTHING = "–"  # noqa: RUF001 - a dash where a figure is not known
+from ph2p.formatting import finite, loss, share
+
 WIDTH, HEIGHT = 560, 170
 LEFT, RIGHT, TOP, FLOOR = 44, 556, 14, 148  # the plot's box in the picture
 
 Point = tuple[float, float]
-
-
-def finite(value: object) -> float | None:
-    """A finite number, or None for everything else."""
-    if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
-        return float(value)
-    return None
-
-
-def fixed(value: float | None, digits: int) -> str:
-    return NOTHING if value is None else f"{value:.{digits}f}"
-
-
-def loss(value: float | None) -> str:
-    return fixed(value, 4)
-
-
-def share(value: float | None) -> str:
-    return fixed(value, 3)
 
 
 def place_curves(

@@ -26,7 +26,8 @@ from ph2p.generators import LOADING, Generator, load_generator
 from ph2p.inverter import Inversion, Inverter, as_record
 from ph2p.logs import RunLog, make_loggers
 from ph2p.memory import MicroBatch
-from ph2p.report import read_results, summary_table, write_report
+from ph2p.records import read_results
+from ph2p.report import summary_table, write_report
 from ph2p.results import ResultsFolder, settings
 from ph2p.schedule import batches, share
 from ph2p.scorer import load_scorer

@@ -20,7 +20,7 @@ Groups and their options (group=option takes one):
 
 %s
 
-Keys and their values (key=value changes one; ph2p/config.py says what each means):
+Keys and their values (key=value changes one; ph2p/schema.py says what each means):
 
 %s"""
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from ph2p import engine, stopping
 from ph2p.config import load_config
 from ph2p.data import load_image
-from ph2p.report import read_results
+from ph2p.records import read_results
 
 QUICK = [
     *("debug=quick", "data=folder", "data.batch_size=2", "trainer=cpu", "evaluation.draws=2", "generator.steps=1"),

@@ -9,15 +9,19 @@ import torch
 from ph2p.generators import load_generator
 from ph2p.scorer import load_scorer
 from ph2p.tiny import pretrain, world
+from ph2p.tiny.drawing import render
+from ph2p.tiny.recipe.scenes import to_unit
+from ph2p.tiny.recipe.stage import fit
+from ph2p.tiny.recipe.vae import VaeStage, principal_components
 
-PICTURES = np.stack([world.render(world.scene("train", index)) for index in range(8)])
+PICTURES = np.stack([render(world.scene("train", index)) for index in range(8)])
 
 
 class Killed(Exception):
     pass
 
 
-class KilledStage(pretrain.VaeStage):
+class KilledStage(VaeStage):
     """Dies in its fourth step."""
 
     def on_train_batch_start(self, *_) -> None:
@@ -27,16 +31,16 @@ class KilledStage(pretrain.VaeStage):
 
 def test_an_interrupted_stage_ends_with_the_same_weights(tmp_path: Path) -> None:
     torch.manual_seed(0)
-    undisturbed = pretrain.VaeStage(0, 5, PICTURES)
+    undisturbed = VaeStage(0, 5, PICTURES)
     start = {name: value.clone() for name, value in undisturbed.state_dict().items()}
-    pretrain.fit(undisturbed, tmp_path / "whole", "cpu")
+    fit(undisturbed, tmp_path / "whole", "cpu")
 
     killed = KilledStage(0, 5, PICTURES)
     killed.load_state_dict(start)
     with pytest.raises(Killed):
-        pretrain.fit(killed, tmp_path / "parts", "cpu", save_every=2)
-    resumed = pretrain.VaeStage(0, 5, PICTURES)  # other initial weights: all must come from the checkpoint
-    pretrain.fit(resumed, tmp_path / "parts", "cpu", save_every=2)
+        fit(killed, tmp_path / "parts", "cpu", save_every=2)
+    resumed = VaeStage(0, 5, PICTURES)  # other initial weights: all must come from the checkpoint
+    fit(resumed, tmp_path / "parts", "cpu", save_every=2)
 
     for name, value in undisturbed.state_dict().items():
         assert torch.equal(value, resumed.state_dict()[name]), name
@@ -46,9 +50,9 @@ def test_an_interrupted_stage_ends_with_the_same_weights(tmp_path: Path) -> None
 
 
 def test_the_encoder_computes_the_principal_components_of_patches() -> None:
-    vae = pretrain.VaeStage(0, 1, PICTURES).model
-    mean, components = pretrain.principal_components(PICTURES)
-    images = pretrain.to_unit(PICTURES).permute(0, 2, 3, 1)  # (N, 64, 64, 3)
+    vae = VaeStage(0, 1, PICTURES).model
+    mean, components = principal_components(PICTURES)
+    images = to_unit(PICTURES).permute(0, 2, 3, 1)  # (N, 64, 64, 3)
     patches = images.unfold(1, 8, 8).unfold(2, 8, 8).permute(0, 1, 2, 4, 5, 3)  # (N, 8, 8, 8, 8, 3)
     expected = torch.einsum("nijyxc,kyxc->nkij", patches - mean, components)
     with torch.no_grad():

@@ -14,9 +14,10 @@ from PIL import Image
 from rich.console import Console
 
 from ph2p import chart as charts
-from ph2p import report
 from ph2p.errors import UserError
-from ph2p.report import read_results, summary_table, write_report
+from ph2p.page import SHRUNK_SIDE
+from ph2p.records import read_results
+from ph2p.report import summary_table, write_report
 
 HOSTILE = """<script>alert("x")</script> 'quoted' & "double" </p> {{ 7 * 7 }} [red]bold[/red] 🌟"""
 VOID = {"meta", "img", "br", "link", "input", "hr"}
@@ -198,7 +199,7 @@ def test_large_pictures_are_shrunk(tmp_path):
     target = page_of(tmp_path).values("src")[0]
     assert target.startswith("data:image/webp;base64,")
     with Image.open(io.BytesIO(base64.b64decode(target.split(",")[1]))) as image:
-        assert max(image.size) == report.SHRUNK_SIDE
+        assert max(image.size) == SHRUNK_SIDE
 
 
 def test_many_candidates_are_cut(tmp_path):

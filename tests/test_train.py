@@ -20,7 +20,7 @@ from PIL import Image
 from ph2p import invert, load_config, load_inverter
 from ph2p.data import slug
 from ph2p.errors import UserError
-from ph2p.report import read_results
+from ph2p.records import read_results
 
 TRAIN = Path(__file__).resolve().parents[1] / "train.py"
 SMALL = [

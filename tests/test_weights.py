@@ -11,6 +11,7 @@ from ph2p import invert, load_config, load_inverter
 from ph2p.config import PACKAGE
 from ph2p.data import WorldTargets
 from ph2p.tiny import bars, world
+from ph2p.tiny.drawing import render
 
 WEIGHTS = PACKAGE / "tiny" / "weights"
 OPTIONS = ["generator.steps=15", "evaluation.renders=1"]
@@ -49,7 +50,7 @@ def test_a_red_square_is_called_red_and_square():
 
 def test_shapes_are_read_off_pictures_and_not_off_captions():
     scenes = [world.scene("val", index, objects=1) for index in range(40)]
-    pictures = torch.from_numpy(np.stack([world.render(scene) for scene in scenes])).permute(0, 3, 1, 2) / 255
+    pictures = torch.from_numpy(np.stack([render(scene) for scene in scenes])).permute(0, 3, 1, 2) / 255
     assert bars.shapes_by_geometry(pictures, scenes) == 1
     others = [
         replace(s, things=(replace(t, shape="ring" if t.shape != "ring" else "star"),))

@@ -7,6 +7,8 @@ import pytest
 
 from ph2p.metrics import word_recall
 from ph2p.tiny import world
+from ph2p.tiny.captions import attribute_words, canonical_caption, random_caption
+from ph2p.tiny.drawing import object_mask, render
 
 
 def test_scenes_are_functions_of_their_key_and_splits_are_apart() -> None:
@@ -29,18 +31,16 @@ def test_some_pairs_of_shape_and_colour_occur_in_held_out_scenes_only() -> None:
 @pytest.mark.parametrize("shape", world.SHAPES)
 def test_every_shape_is_drawn_in_its_colour_at_its_place(shape: str) -> None:
     thing = world.Thing(shape, "red", "large", "solid", (32.0, 32.0), 20.0, world.COLOURS["red"])
-    picture = world.render(world.Scene((thing,), "white", (255, 255, 255), place="center")).astype(int)
+    picture = render(world.Scene((thing,), "white", (255, 255, 255), place="center")).astype(int)
     red = np.abs(picture - np.array(world.COLOURS["red"])).max(-1) < 10
     assert red.mean() > 0.03
-    assert (
-        np.array_equal(red, world.object_mask(thing) > 0.97) or (red ^ (world.object_mask(thing) > 0.97)).mean() < 0.02
-    )
+    assert np.array_equal(red, object_mask(thing) > 0.97) or (red ^ (object_mask(thing) > 0.97)).mean() < 0.02
     border = np.concatenate([picture[:8].reshape(-1, 3), picture[-8:].reshape(-1, 3)])
     assert (border == 255).all()
 
 
 def test_shapes_differ_from_each_other() -> None:
-    masks = [world.object_mask(world.Thing(s, "red", "large", "solid", (32, 32), 20, (0, 0, 0))) for s in world.SHAPES]
+    masks = [object_mask(world.Thing(s, "red", "large", "solid", (32, 32), 20, (0, 0, 0))) for s in world.SHAPES]
     for i, one in enumerate(masks):
         assert all(np.abs(one - other).sum() > 60 for other in masks[i + 1 :])  # pixels
 
@@ -54,17 +54,17 @@ def test_captions_name_what_is_there_and_nothing_else() -> None:
     ]
     for index in range(300):
         scene = world.scene("val", index)
-        truth = world.attribute_words(scene)
-        canonical = world.canonical_caption(scene)
+        truth = attribute_words(scene)
+        canonical = canonical_caption(scene)
         assert word_recall(canonical, truth) == 1
-        text = world.random_caption(scene, rng, keep=1.0)
+        text = random_caption(scene, rng, keep=1.0)
         assert word_recall(text, truth) == 1, text
-        sparse = set(re.findall(r"\w+", world.random_caption(scene, rng, keep=0.3)))
+        sparse = set(re.findall(r"\w+", random_caption(scene, rng, keep=0.3)))
         lies = [w for group in synonyms for w in group if w in sparse and not any(w in named for named in truth)]
         assert set(lies) <= {"left", "right"} and (not lies or scene.relation), lies
 
 
 def test_an_article_fits_its_noun() -> None:
     rng = np.random.default_rng(1)
-    texts = [world.random_caption(world.scene("val", i), rng) for i in range(500)]
+    texts = [random_caption(world.scene("val", i), rng) for i in range(500)]
     assert not [text for text in texts if re.search(r"\ba [aeiou]|\ban [^aeiou]", text)]

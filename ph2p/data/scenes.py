@@ -6,6 +6,8 @@ from ph2p.data.images import from_pil
 from ph2p.data.targets import Target, Targets
 from ph2p.errors import UserError
 from ph2p.tiny import world
+from ph2p.tiny.captions import attribute_words, canonical_caption
+from ph2p.tiny.drawing import render
 
 
 class WorldTargets(Targets):
@@ -23,13 +25,13 @@ class WorldTargets(Targets):
 
     def load(self, index: int) -> Target:
         scene = world.scene(self.split, index, self.seed, self.objects)
-        image = from_pil(Image.fromarray(world.render(scene, self.image_size)), self.image_size)
+        image = from_pil(Image.fromarray(render(scene, self.image_size)), self.image_size)
         return Target(
             self.ids[index],
             f"world:{self.ids[index]}",
             image,
-            world.canonical_caption(scene),
-            world.attribute_words(scene),
+            canonical_caption(scene),
+            attribute_words(scene),
         )
 
 

@@ -20,6 +20,8 @@ from ph2p.evaluation import paint, text_losses
 from ph2p.generators import Generator, load_generator
 from ph2p.scorer import Scorer, load_scorer
 from ph2p.tiny import world
+from ph2p.tiny.captions import canonical_caption
+from ph2p.tiny.drawing import object_mask, render
 
 # Figure: (bound, True if the figure must be at least the bound, what it is).
 BARS: dict[str, tuple[float, bool, str]] = {
@@ -44,8 +46,8 @@ def measure(
     generator = load_generator(weights, device=device, allowlist=words)
     scorer = load_scorer(weights / "clip", device=device)
     scenes = [world.scene(split, index, seed) for index in range(count)]
-    images = _images([world.render(scene) for scene in scenes]).to(device)
-    captions = [world.canonical_caption(scene) for scene in scenes]
+    images = _images([render(scene) for scene in scenes]).to(device)
+    captions = [canonical_caption(scene) for scene in scenes]
     painted = paint(generator, captions, list(range(count)), 30, GUIDANCE)
     return {
         **reconstruction(generator, scenes, images),
@@ -69,7 +71,7 @@ def reconstruction(generator: Generator, scenes: list[world.Scene], images: Tens
     errors = []
     for scene, before, after in zip(scenes, images.cpu(), decoded.cpu(), strict=True):
         for thing in scene.things:
-            mask = torch.from_numpy(world.object_mask(thing) > 0.95)
+            mask = torch.from_numpy(object_mask(thing) > 0.95)
             errors.append((before[:, mask].mean(1) - after[:, mask].mean(1)).abs().mean())
     return {"vae_psnr": float(psnr.mean()), "vae_colour_error": float(torch.stack(errors).nanmean())}
 
@@ -85,7 +87,7 @@ def caption_effect(generator: Generator, scenes: list[world.Scene], images: Tens
     latents = generator.encode_images(images)
     ids = [f"bars-{i}" for i in range(len(scenes))]
     fixed = make_draws(0, ids, ("bars",), draws, (500, 1000), generator.latent_shape).to(latents.device)
-    true = _losses(generator, latents, [world.canonical_caption(s) for s in scenes], fixed)
+    true = _losses(generator, latents, [canonical_caption(s) for s in scenes], fixed)
     empty = _losses(generator, latents, [""] * len(scenes), fixed)
     swapped = _losses(generator, latents, [_swapped(s, i) for i, s in enumerate(scenes)], fixed)
     return {"true_below_empty": float((true < empty).mean()), "true_below_swapped": float((true < swapped).mean())}
@@ -106,11 +108,11 @@ def _swapped(scene: world.Scene, number: int) -> str:
 
 
 def _with_colour(scene: world.Scene, colour: str) -> str:
-    return world.canonical_caption(replace(scene, things=(replace(scene.things[0], colour=colour), *scene.things[1:])))
+    return canonical_caption(replace(scene, things=(replace(scene.things[0], colour=colour), *scene.things[1:])))
 
 
 def _with_shape(scene: world.Scene, shape: str) -> str:
-    return world.canonical_caption(replace(scene, things=(replace(scene.things[0], shape=shape), *scene.things[1:])))
+    return canonical_caption(replace(scene, things=(replace(scene.things[0], shape=shape), *scene.things[1:])))
 
 
 def named(
@@ -125,7 +127,7 @@ def named(
     for scene, feature in zip(scenes, features, strict=True):
         texts = [caption(scene, name) for name in names]
         best = int((scorer.text_features(texts) @ feature).argmax())
-        right += texts[best] == world.canonical_caption(scene)
+        right += texts[best] == canonical_caption(scene)
     return right / len(scenes)
 
 
@@ -154,7 +156,7 @@ def _templates(size: str, outlined: bool) -> np.ndarray:
     fill = "outlined" if outlined else "solid"
     radii = [world.RADII[size] * share for share in (0.94, 1, 1.06)]
     things = [[world.Thing(shape, "red", size, fill, (32, 32), r, (0, 0, 0)) for r in radii] for shape in world.SHAPES]
-    masks = np.array([[world.object_mask(thing) for thing in row] for row in things])
+    masks = np.array([[object_mask(thing) for thing in row] for row in things])
     masks -= masks.mean((2, 3), keepdims=True)
     return np.fft.rfft2(masks / np.linalg.norm(masks, axis=(2, 3), keepdims=True)).conj()
 

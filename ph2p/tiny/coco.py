@@ -11,6 +11,8 @@ import numpy as np
 from PIL import Image
 
 from ph2p.tiny import world
+from ph2p.tiny.captions import random_caption
+from ph2p.tiny.drawing import render
 
 CAPTIONS = 5  # an image, as in COCO
 
@@ -27,10 +29,10 @@ def write_coco(root: Path, count: int, split: str = "val2017", seed: int = 0, si
     for number in range(1, count + 1):
         scene = world.scene("test" if split == "val2017" else "train", number - 1, seed)
         name = f"{number:012d}.jpg"
-        Image.fromarray(world.render(scene, size)).save(root / split / name, quality=95)
+        Image.fromarray(render(scene, size)).save(root / split / name, quality=95)
         images.append(_image(number, name, size))
         rng = np.random.default_rng([seed, number])
-        annotations += [(number, world.random_caption(scene, rng)) for _ in range(CAPTIONS)]
+        annotations += [(number, random_caption(scene, rng)) for _ in range(CAPTIONS)]
     content = {
         "info": {"description": "Scenes of ph2p's embedded world", "version": "1.0", "year": 2025},
         "images": images,

@@ -1,0 +1,31 @@
+"""The training scenes and their pictures."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ph2p.tiny import world
+from ph2p.tiny.drawing import render
+
+IMAGE_SIZE = 64
+
+
+def load_scenes(work: Path, count: int, seed: int) -> tuple[list[world.Scene], np.ndarray]:
+    """Return the training scenes and their pictures (count, 64, 64, 3) uint8, painted once and kept on disk."""
+    scenes = [world.scene("train", i, seed) for i in range(count)]
+    path = work / f"scenes-{count}-{seed}.npy"
+    if not path.exists():
+        print(f"painting {count} scenes", flush=True)
+        pictures = np.stack([render(scene, IMAGE_SIZE) for scene in scenes])
+        partial = path.with_suffix(".partial.npy")
+        np.save(partial, pictures)
+        partial.rename(path)
+    return scenes, np.load(path)
+
+
+def to_unit(pictures: np.ndarray, device: torch.device | str = "cpu") -> Tensor:
+    """Turn (B, H, W, 3) uint8 into (B, 3, H, W) float in [-1, 1]."""
+    images = torch.from_numpy(pictures).to(device).permute(0, 3, 1, 2).float() / 127.5 - 1
+    return images.contiguous(memory_format=torch.channels_last)

@@ -1,0 +1,104 @@
+"""What the stages of the recipe share: one loss, one schedule, one loop that resumes."""
+
+import time
+from pathlib import Path
+
+import lightning as L
+import numpy as np
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+STAGES = ("tokenizer", "clip", "vae", "unet", "clip_image", "report")
+
+
+class Stage(L.LightningModule):
+    """One stage of the recipe: a loss on a batch that depends on (seed, step) alone, AdamW, one cosine.
+
+    Because a batch is a function of the step, a resumed stage sees exactly the batches that it would have seen.
+    """
+
+    name: str  # one of STAGES
+    batch_size: int
+    lr: float
+    weight_decay: float = 0.01
+    model: nn.Module
+
+    def __init__(self, seed: int, steps: int):
+        super().__init__()
+        self.seed, self.steps = seed, steps
+
+    def trained(self) -> nn.Module:
+        return self.model
+
+    def loss(self, rng: np.random.Generator, generator: torch.Generator) -> Tensor:
+        raise NotImplementedError
+
+    def training_step(self, batch: Tensor, batch_index: int) -> Tensor:
+        key = [self.seed, STAGES.index(self.name), self.global_step]
+        generator = torch.Generator(self.device).manual_seed(int(np.random.default_rng(key).integers(2**60)))
+        loss = self.loss(np.random.default_rng(key), generator)
+        self.log("loss", loss, prog_bar=True)
+        return loss
+
+    def configure_optimizers(self):
+        parameters = self.trained().parameters()
+        optimizer = torch.optim.AdamW(
+            parameters,
+            lr=self.lr,
+            weight_decay=self.weight_decay,
+            betas=(0.9, 0.98),
+            fused=self.trainer.precision == "32-true",  # Lightning clips no gradients of a fused one under autocast
+        )
+        schedule = torch.optim.lr_scheduler.OneCycleLR(
+            optimizer, self.lr, total_steps=self.steps, pct_start=0.05, div_factor=10, final_div_factor=20
+        )
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+class StepLog(L.Callback):
+    """Print step, loss and time left every 50 steps: one line each, readable in a terminal and in a log."""
+
+    def on_train_start(self, trainer: L.Trainer, stage: Stage) -> None:
+        self.started, self.first = time.time(), trainer.global_step
+
+    def on_train_batch_end(self, trainer: L.Trainer, stage: Stage, *_) -> None:
+        step = trainer.global_step
+        if step % 50 == 0 or step == stage.steps:
+            pace = (time.time() - self.started) / (step - self.first)
+            left = pace * (stage.steps - step) / 60
+            loss = float(trainer.callback_metrics["loss"])
+            print(
+                f"{stage.name} {step}/{stage.steps}  loss {loss:.4f}  {pace:.2f} s/step  {left:.1f} min left",
+                flush=True,
+            )
+
+
+def fit(stage: Stage, work: Path, accelerator: str, precision: str = "bf16-mixed", save_every: int = 250) -> None:
+    """Train a stage to its last step, from its own last checkpoint if there is one."""
+    last = work / stage.name / "last.ckpt"
+    trainer = L.Trainer(
+        max_steps=stage.steps,
+        accelerator=accelerator,
+        devices=1,
+        precision=precision,
+        gradient_clip_val=1.0,
+        logger=False,
+        enable_progress_bar=False,
+        callbacks=[
+            ModelCheckpoint(
+                last.parent, save_last=True, save_top_k=0, every_n_train_steps=save_every, enable_version_counter=False
+            ),
+            StepLog(),
+        ],
+        enable_model_summary=False,
+    )
+    steps = DataLoader(torch.arange(stage.steps), batch_size=1)  # the step itself is the batch's only key
+    trainer.fit(stage, steps, ckpt_path=str(last) if last.exists() else None)
+    trainer.save_checkpoint(last)  # so that a finished stage is not continued from its last multiple of 250
+
+
+def save_half(model: nn.Module, folder: Path) -> None:
+    """Save in float16: half the repository's size, and the rounding is far below what any figure here shows."""
+    model.half().save_pretrained(folder)
