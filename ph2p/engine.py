@@ -67,9 +67,9 @@ def run(cfg: DictConfig) -> int:
     except stopping.Stopped as stopped:
         return _stop(stopped, results)
     finally:
+        results.close()
         if inverter.log:
             inverter.log.close()
-        results.close()
 
 
 def _stop(stopped: stopping.Stopped, results: ResultsFolder) -> int:
@@ -313,14 +313,14 @@ Picture = str | Path | Image.Image
 
 def invert(
     images: Picture | Sequence[Picture], overrides: Sequence[str] = (), inverter: Inverter | None = None
-) -> Inversion | list[Inversion]:
+) -> Inversion | list[Inversion | TargetError]:
     """Find the prompt of a picture, or of each of several: `invert("star.png").prompt`.
 
     `images` are files or Pillow images; `overrides` are the command line's, such as
     `["method=ph2p", "generator=folder", "generator.path=/models/sd15", "scorer=siglip"]`. An
     `inverter` from an earlier `load_inverter` saves the loading and then brings its own configuration. Nothing
-    is written.
-    Raises UserError for a bad image or key, and for an image that has no prompt.
+    is written. Of several pictures, one for which no prompt is found has its TargetError in its place.
+    Raises UserError for a bad image or key, and for a single picture for which no prompt is found.
     """
     inverter = inverter or load_inverter(load_config(list(overrides)))
     if inverter.cfg.trainer.get("devices") not in (1, "1") or inverter.cfg.trainer.get("num_nodes", 1) != 1:
@@ -330,9 +330,8 @@ def invert(
     size, batch_size = inverter.generator.image_size, inverter.cfg.data.batch_size
     targets = [_target(image, number, size) for number, image in enumerate(some)]
     found = [r for k in range(0, len(some), batch_size) for r in inverter(targets[k : k + batch_size])]
-    for result in found:
-        if isinstance(result, TargetError):
-            raise result
+    if single and isinstance(found[0], TargetError):
+        raise found[0]
     return found[0] if single else found
 
 

@@ -1,5 +1,6 @@
 """Models on the Hugging Face hub: fetching what a run reads of them, and saying in one line what is wrong."""
 
+import errno
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,6 +23,7 @@ TROUBLE: tuple[tuple[type[Exception], str], ...] = (  # the first that fits: som
     (errors.RevisionNotFoundError, "the hub has no such revision of it; check the revision"),
     (errors.HFValidationError, "neither a folder nor a possible name on the hub; check the name"),
 )
+DISK = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT)
 REFUSED = "the hub refuses the request; check the name and HF_TOKEN"
 OUT_OF_REACH = "no folder, not all of it in the cache, and the hub out of reach; check the path, or load it once online"
 
@@ -148,6 +150,8 @@ def _explain(error: Exception, lacking: str) -> str:
         return OUT_OF_REACH
     if any(isinstance(cause, errors.EntryNotFoundError) for cause in chain):
         return lacking
+    if any(isinstance(cause, OSError) and cause.errno in DISK for cause in chain):
+        return f"cannot be kept in the cache ({first_line(error)}); free space, or give another cache_dir"
     return f"the hub does not give it ({first_line(error)}); try again later"
 
 

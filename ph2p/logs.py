@@ -2,6 +2,7 @@
 
 import csv
 import io
+import logging
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,6 +19,7 @@ from ph2p.inversion import PromptInversion
 from ph2p.results import plain_disk_errors
 
 FIGURES = ("loss", "candidate_loss", "gradient_norm", "evaluations", "search_loss")
+HEADER = ",".join(("image_id", "epoch", *FIGURES)).encode()
 EXTRAS = ("tensorboard", "wandb")
 
 
@@ -51,10 +53,11 @@ class RunLog:
         with plain_disk_errors(table.parent.parent):
             table.parent.mkdir(parents=True, exist_ok=True)
             before = table.read_bytes() if table.exists() else b""
-            if not before:
-                self._append([["image_id", "epoch", *FIGURES]])
-            elif not before.endswith(b"\n"):  # torn by a kill
-                table.write_bytes(before[: before.rfind(b"\n") + 1])
+            header, _, lines = before.partition(b"\n")
+            if header != HEADER or not before.endswith(
+                b"\n"
+            ):  # new, of an older version, or torn
+                table.write_bytes(HEADER + b"\n" + lines[: lines.rfind(b"\n") + 1])
         for logger in self.loggers:
             _ = logger.experiment  # what is wrong with it shows now
 
@@ -76,11 +79,14 @@ class RunLog:
             file.write(text.getvalue().encode("utf-8", "backslashreplace"))
 
     def close(self) -> None:
-        """Let the loggers write what they still hold."""
+        """Let the loggers write what they still hold; one that cannot costs its curves, not the run its end."""
         for logger in self.loggers:
-            logger.finalize("success")
-            if finish := getattr(logger.experiment, "finish", None):  # of W&B, or a next job would go on in its run
-                finish()
+            try:
+                logger.finalize("success")
+                if finish := getattr(logger.experiment, "finish", None):  # of W&B, or a next job goes on in its run
+                    finish()
+            except Exception as error:
+                logging.getLogger(__name__).warning("%s: not all curves were written: %s", type(logger).__name__, error)
 
 
 class LogCurves(L.Callback):

@@ -37,7 +37,7 @@ def read_json(path: Path, mend: str) -> dict[str, Any]:
 
 def components(index: dict[str, Any], skipped: tuple[str, ...]) -> list[str]:
     """The names of the components that `model_index.json` says the pipeline has."""
-    named = (name for name, entry in index.items() if isinstance(entry, list) and entry[0] is not None)
+    named = (name for name, entry in index.items() if isinstance(entry, list) and entry and entry[0] is not None)
     return [name for name in named if name not in skipped]
 
 
@@ -92,7 +92,7 @@ def _check_shards(folder: Path, variant: str | None) -> None:
         if index.name.startswith("model.") and (folder / "model.safetensors").exists() and not has_variant:
             continue  # an index that was left behind: transformers reads the single file
         shards = read_json(index, WHOLE).get("weight_map")
-        if not isinstance(shards, dict):
+        if not isinstance(shards, dict) or not all(isinstance(shard, str) for shard in shards.values()):
             raise UserError(f"{index}: it names no shards; {WHOLE}")
         for shard in sorted(set(shards.values())):
             if not (folder / shard).is_file():

@@ -142,6 +142,7 @@ class GeneratorConfig:
     omit: list[str] = field(default_factory=list)  # components to do without: [text_encoder_3] is SD 3 without T5
     lora: str | None = None  # LoRA weights: a .safetensors file, a folder or a hub id
     lora_scale: float = 1.0  # how much of them
+    lora_revision: str | None = None  # branch, tag or commit on the hub; null: the newest
     image_size: int | None = None  # height = width in pixels; null: the model's own
     clip_skip: int | None = None  # CLIP layers passed over at the end, as in diffusers; null: the model's own
     offload: bool = False  # VAE and encoders without a gradient wait on the CPU while they are not needed

@@ -156,16 +156,24 @@ def test_lora_weights_by_hub_id(hub, folders, tmp_path):
     (place / "checkpoint-500").mkdir()
     (place / "checkpoint-500" / "model.safetensors").write_bytes(b"of training, not ours")
     (place / "optimizer.bin").write_bytes(b"evil")
+    (tmp_path / "newer").mkdir()
     hub.add("owner/lora", place)
+    hub.add("owner/pinned", tmp_path / "newer", v2=place)
     hub.add("owner/model", folders["other"], v1=folders["sd"])  # the revision is the model's, not that of the LoRA
-    generator = load_generator("owner/model", revision="v1", lora="owner/lora")
-    torch.testing.assert_close(prediction(generator), expected)
+    for lora in (dict(lora="owner/lora"), dict(lora="owner/pinned", lora_revision="v2")):
+        generator = load_generator("owner/model", revision="v1", **lora)
+        torch.testing.assert_close(prediction(generator), expected)
     assert not {"checkpoint-500/model.safetensors", "optimizer.bin"} & hub.downloaded()
     hub.stop()
     for local in (False, True):
         generator = load_generator(folders["sd"], lora="owner/lora", local_files_only=local)
         torch.testing.assert_close(prediction(generator), expected)
     assert complaint(load_generator, folders["sd"], lora="owner/none") == f"owner/none: {OUT_OF_REACH}"
+
+
+def test_a_cache_that_cannot_be_written(hub, folders):
+    hub.add("owner/model", folders["sd"])
+    assert "cannot be kept in the cache" in complaint(load_generator, "owner/model", cache_dir="/sys/ph2p")
 
 
 def test_lora_weights_in_several_files_are_not_guessed(hub, folders, tmp_path):

@@ -85,6 +85,9 @@ def test_an_image_without_a_candidate_that_reads_back_fails_alone(inverter_of, t
     assert (first.prompt, last.prompt) == (whole[0].prompt, whole[2].prompt)
     with pytest.raises(UserError, match=r"^image-0: no candidate reads back"):
         invert(Image.new("RGB", (16, 16)), inverter=inverter)
+    calls = iter([True, False])
+    lost, found = invert([Image.new("RGB", (16, 16))] * 2, inverter=inverter)
+    assert isinstance(lost, TargetError) and found.prompt
 
 
 def test_the_loss_is_the_pipelines_own(generator, targets):

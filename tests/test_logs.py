@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from lightning.pytorch.loggers.logger import DummyLogger
 from pipelines import EOS
 
 from ph2p.config import load_config
@@ -31,6 +32,12 @@ def test_the_table_is_only_ever_added_to(tmp_path):
     assert header == ["image_id", "epoch", *FIGURES]
     later = [names[1], "1", str(0.1 + 0.2), "", "", "", ""]
     assert rows == [[name, "0", "0.5", "", "", "17", ""] for name in names] + [later]
+    older = table.read_bytes().replace(b",search_loss\n", b"\n", 1)
+    table.write_bytes(older)  # begun by a version that knew fewer figures
+    RunLog(table).write(2, {names[0]: {"search_loss": 0.25}})
+    with table.open(newline="", encoding="utf-8") as file:
+        *_, last = csv.DictReader(file)
+    assert last["search_loss"] == "0.25" and table.read_bytes().count(b"\n") == older.count(b"\n") + 1
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match="cannot be written"):
         RunLog(tmp_path / "file" / "logs" / "x.csv")
@@ -43,6 +50,15 @@ def test_a_logger_that_is_missing_says_how_to_get_it(monkeypatch):
     monkeypatch.setattr(f"{module}._TENSORBOARD_AVAILABLE", False, raising=False)
     with pytest.raises(UserError, match=r"^logger=tensorboard: .*pip install 'ph2p\[tensorboard\]'$"):
         make_loggers(load_config(["logger=tensorboard"]))
+
+
+def test_a_logger_that_fails_at_the_end_does_not_change_how_the_run_ended(tmp_path, caplog):
+    class Unreachable(DummyLogger):
+        def finalize(self, status: str) -> None:
+            raise ConnectionError("nobody answers")
+
+    RunLog(tmp_path / "logs" / "part-00000.csv", [Unreachable()]).close()
+    assert "Unreachable: not all curves were written: nobody answers" in caplog.text
 
 
 def test_what_is_no_number_is_null(tmp_path):

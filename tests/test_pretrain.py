@@ -11,7 +11,7 @@ from ph2p.scorer import load_scorer
 from ph2p.tiny import pretrain, world
 from ph2p.tiny.drawing import render
 from ph2p.tiny.recipe.scenes import to_unit
-from ph2p.tiny.recipe.stage import fit
+from ph2p.tiny.recipe.stage import STAGES, fit
 from ph2p.tiny.recipe.vae import VaeStage, principal_components
 
 PRECISION = "32-true"  # bfloat16 is ten times slower on CPUs that lack it
@@ -28,6 +28,10 @@ class KilledStage(VaeStage):
     def on_train_batch_start(self, *_) -> None:
         if self.global_step == 3:
             raise Killed
+
+
+def test_every_stage_that_can_be_named_is_run() -> None:
+    assert (*pretrain.PARTS, "report") == STAGES
 
 
 def test_an_interrupted_stage_ends_with_the_same_weights(tmp_path: Path) -> None:

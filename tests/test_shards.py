@@ -87,8 +87,8 @@ def test_only_the_index_of_the_variant_counts(folders, tmp_path):
 def test_a_bad_index_gives_one_line(folders, tmp_path):
     copy = shutil.copytree(folders["sd-cut"], tmp_path / "copy")
     index = copy / "unet" / "diffusion_pytorch_model.safetensors.index.json"
-    bad = {"{": "not valid JSON", "{}": "it names no shards", '{"weight_map": [1]}': "it names no shards"}
-    for content, message in bad.items():
+    maps = ("{}", '{"weight_map": [1]}', '{"weight_map": {"a": 1}}', '{"weight_map": {"a": ["b"]}}')
+    for content, message in ({"{": "not valid JSON"} | dict.fromkeys(maps, "it names no shards")).items():
         index.write_text(content)
         with pytest.raises(UserError, match=f"index.json: .*{message}.*; copy or download the whole model$"):
             load_generator(copy)

@@ -21,6 +21,7 @@ LOADING = (  # arguments of `load_generator` that are keys of the configuration'
     "omit",
     "lora",
     "lora_scale",
+    "lora_revision",
     "image_size",
     "clip_skip",
     "offload",
@@ -47,6 +48,7 @@ def load_generator(
     omit: Sequence[str] = (),
     lora: str | Path | None = None,
     lora_scale: float = 1.0,
+    lora_revision: str | None = None,
     offload: bool = False,
     vae_tiling: bool = False,
     gradient_checkpointing: bool = False,
@@ -66,7 +68,8 @@ def load_generator(
         image_size, clip_skip: see `Generator`.
         config: of a single file, a diffusers folder or hub id with the configuration; None: what the file looks like.
         omit: components to leave out, where the family can do without.
-        lora: a file, folder or hub id with LoRA weights, merged into the pipeline's times `lora_scale`.
+        lora: a file, folder or hub id (at `lora_revision`) with LoRA weights, merged into the pipeline's times
+            `lora_scale`.
         offload: VAE and encoders without a gradient are on the device only while they work.
         vae_tiling: large pictures go through the VAE in tiles.
         gradient_checkpointing: the denoiser keeps less and computes more.
@@ -85,7 +88,7 @@ def load_generator(
     cache = dict(local_files_only=local_files_only, cache_dir=cache_dir)
     family, pipeline = _load_pipeline(name, file, tuple(omit), dtype, variant, cache | dict(revision=revision))
     if lora:
-        _merge_lora(pipeline, str(lora), lora_scale, cache)
+        _merge_lora(pipeline, str(lora), lora_scale, cache | dict(revision=lora_revision))
     words = {key: value for key, value in words.items() if value is not None}
     generator = family(pipeline, words=words, image_size=image_size, clip_skip=clip_skip)
     if vae_tiling:
@@ -104,7 +107,8 @@ def _compile(generator: Generator, device: str | torch.device) -> None:
         mend = "install it, name another in CXX, or leave generator.compile out"
         raise UserError(f"generator.compile=true: the C++ compiler {compiler} is missing; {mend}")
     # With torch's own choice of memory formats, gradients of a U-Net came out wrong on the CPU (torch 2.13).
-    generator.denoiser.compile(options=dict(layout_optimization=False))
+    options = dict(layout_optimization=False) if torch.device(device).type == "cpu" else None
+    generator.denoiser.compile(options=options)
 
 
 def _load_pipeline(
@@ -186,20 +190,20 @@ def _config_of(file: Path) -> str:
         return fetch_diffusers_config(load_single_file_checkpoint(str(file)))["pretrained_model_name_or_path"]
 
 
-def _merge_lora(pipeline: diffusers.DiffusionPipeline, lora: str, scale: float, cache: dict[str, Any]) -> None:
+def _merge_lora(pipeline: diffusers.DiffusionPipeline, lora: str, scale: float, options: dict[str, Any]) -> None:
     """Add LoRA weights, times `scale`, to the weights that they belong to (arXiv 2106.09685, section 4.1)."""
     if not hasattr(pipeline, "load_lora_weights"):
         raise UserError(f"generator.lora={lora}: {type(pipeline).__name__} takes no LoRA weights; leave it out")
     if not diffusers.utils.is_peft_available():
         raise UserError("generator.lora: the package peft is missing; pip install 'ph2p[lora]'")
-    file = _lora_file(lora, cache)
+    file = _lora_file(lora, options)
     with pretrained.plain_errors(lora, "give LoRA weights of this model"):
         pipeline.load_lora_weights(str(file.parent), weight_name=file.name, use_safetensors=True)
         pipeline.fuse_lora(lora_scale=scale)
         pipeline.unload_lora_weights()
 
 
-def _lora_file(lora: str, cache: dict[str, Any]) -> Path:
+def _lora_file(lora: str, options: dict[str, Any]) -> Path:
     """The file that a file, folder or hub id of LoRA weights names: the one of diffusers' own name, or the only one."""
     place = Path(lora).expanduser()
     if place.is_file():
@@ -208,7 +212,7 @@ def _lora_file(lora: str, cache: dict[str, Any]) -> Path:
     if not place.is_dir():
         if not hub.HUB_ID.fullmatch(lora):
             raise UserError(f"generator.lora={lora}: no such file or folder; give an existing one or a hub id")
-        place = hub.download_lora(lora, **cache)
+        place = hub.download_lora(lora, **options)
     pretrained.check_weights(place)
     files = sorted(place.glob("*.safetensors"))
     files = [file for file in files if file.name == LORA] or files
