@@ -54,9 +54,7 @@ class RunLog:
             table.parent.mkdir(parents=True, exist_ok=True)
             before = table.read_bytes() if table.exists() else b""
             header, _, lines = before.partition(b"\n")
-            if header != HEADER or not before.endswith(
-                b"\n"
-            ):  # new, of an older version, or torn
+            if header != HEADER or not before.endswith(b"\n"):  # new, of an older version, or torn
                 table.write_bytes(HEADER + b"\n" + lines[: lines.rfind(b"\n") + 1])
         for logger in self.loggers:
             _ = logger.experiment  # what is wrong with it shows now
