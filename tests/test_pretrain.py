@@ -10,6 +10,7 @@ from ph2p.generators import load_generator
 from ph2p.scorer import load_scorer
 from ph2p.tiny import pretrain, world
 from ph2p.tiny.drawing import render
+from ph2p.tiny.recipe.image_tower import ClipImageStage
 from ph2p.tiny.recipe.scenes import to_unit
 from ph2p.tiny.recipe.stage import STAGES, fit
 from ph2p.tiny.recipe.vae import VaeStage, principal_components
@@ -66,7 +67,8 @@ def test_the_encoder_computes_the_principal_components_of_patches() -> None:
 
 
 @pytest.mark.slow
-def test_the_recipe_writes_a_folder_that_loads(tmp_path: Path) -> None:
+def test_the_recipe_writes_a_folder_that_loads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ClipImageStage, "known", 8)  # all of them are painted
     steps = [f"--{stage}-steps=2" for stage in ("clip", "vae", "unet", "clip-image")]
     stages = ["--stages", "tokenizer", "clip", "vae", "unet", "clip_image"]
     folders = [f"--work={tmp_path / 'work'}", f"--weights={tmp_path / 'weights'}"]
