@@ -330,9 +330,11 @@ def invert(
     size, batch_size = inverter.generator.image_size, inverter.cfg.data.batch_size
     targets = [_target(image, number, size) for number, image in enumerate(some)]
     found = [r for k in range(0, len(some), batch_size) for r in inverter(targets[k : k + batch_size])]
-    if single and isinstance(found[0], TargetError):
+    if not single:
+        return found
+    if isinstance(found[0], TargetError):
         raise found[0]
-    return found[0] if single else found
+    return found[0]
 
 
 def _target(image: Picture, number: int, size: int) -> Target:

@@ -12,7 +12,7 @@ import huggingface_hub
 from huggingface_hub import constants, errors
 
 from ph2p.errors import UserError
-from ph2p.pretrained import PICKLES, UNSAFE, first_line, no_progress_bars
+from ph2p.pretrained import NO_VARIANT, ONLY_PICKLES, first_line, is_pickle, no_progress_bars
 
 HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")  # not ./model, ../model or /model
 CONFIGURATION = ["*.json", "*.txt", "*.model"]  # in subfolders too
@@ -119,11 +119,10 @@ def _check_listing(hub_id: str, parts: list[str], variant: str | None = None, **
     files = [file for file in (PurePosixPath(sibling.rfilename) for sibling in siblings) if str(file.parent) in parts]
     safe = [file for file in files if file.suffix == ".safetensors"]
     for file in files:
-        pickled = any(file.match(pattern) for pattern in PICKLES)
-        if pickled and not any(other.parent == file.parent for other in safe):
-            raise UserError(f"{PurePosixPath(hub_id) / file.parent}: only pickled weights, and {UNSAFE}")
+        if is_pickle(file) and not any(other.parent == file.parent for other in safe):
+            raise UserError(f"{PurePosixPath(hub_id) / file.parent}: {ONLY_PICKLES}")
     if variant and not any(f".{variant}" in file.name for file in safe):
-        raise UserError(f"{hub_id}: no weights of the variant {variant}; check the variant, or leave it out")
+        raise UserError(f"{hub_id}: {NO_VARIANT.format(variant)}")
 
 
 @contextmanager

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import diffusers
@@ -13,9 +13,11 @@ from torch import nn
 from ph2p.errors import UserError
 
 TOKENIZER_FILES = ({"tokenizer.json"}, {"vocab.json", "merges.txt"}, {"spiece.model"}, {"tokenizer.model"})
-PICKLES = ("*.bin", "*.ckpt", "*.pt", "*.pth")
-WHOLE = "copy or download the whole model"
+PICKLES = (".bin", ".ckpt", ".pt", ".pth")
+WHOLE_MODEL = "copy or download the whole model"
 UNSAFE = "pickled weights are unsafe; convert or download them as safetensors"
+ONLY_PICKLES = f"only pickled weights, and {UNSAFE}"
+NO_VARIANT = "no weights of the variant {}; check the variant, or leave it out"
 
 
 def read_json(path: Path, mend: str) -> dict[str, Any]:
@@ -50,7 +52,7 @@ def check_components(
         UserError: a folder is missing, or without safetensors or a tokenizer's tables; no weights of the variant.
     """
     if weights and variant and not any(folder.glob(f"*/*.{variant}*.safetensors")):
-        raise UserError(f"{folder}: no weights of the variant {variant}; check the variant, or leave it out")
+        raise UserError(f"{folder}: {NO_VARIANT.format(variant)}")
     for name in components(index, skipped):
         part = folder / name
         if not part.is_dir() or not _names(part):
@@ -68,7 +70,7 @@ def check_tokenizer(folder: Path) -> None:
         UserError: it does not.
     """
     if not any(files <= _names(folder) for files in TOKENIZER_FILES):
-        raise UserError(f"{folder}: the tokenizer's tables are missing; {WHOLE}")
+        raise UserError(f"{folder}: the tokenizer's tables are missing; {WHOLE_MODEL}")
 
 
 def check_weights(folder: Path, variant: str | None = None) -> None:
@@ -79,10 +81,10 @@ def check_weights(folder: Path, variant: str | None = None) -> None:
     """
     if any(folder.glob("*.safetensors")):
         _check_shards(folder, variant)
-    elif any(any(folder.glob(pattern)) for pattern in PICKLES):
-        raise UserError(f"{folder}: only pickled weights, and {UNSAFE}")
+    elif any(map(is_pickle, folder.iterdir())):
+        raise UserError(f"{folder}: {ONLY_PICKLES}")
     else:
-        raise UserError(f"{folder}: no .safetensors file; {WHOLE}")
+        raise UserError(f"{folder}: no .safetensors file; {WHOLE_MODEL}")
 
 
 def _check_shards(folder: Path, variant: str | None) -> None:
@@ -91,12 +93,17 @@ def _check_shards(folder: Path, variant: str | None) -> None:
     for index in folder.glob(f"*.safetensors.index.{variant}.json" if has_variant else "*.safetensors.index.json"):
         if index.name.startswith("model.") and (folder / "model.safetensors").exists() and not has_variant:
             continue  # an index that was left behind: transformers reads the single file
-        shards = read_json(index, WHOLE).get("weight_map")
+        shards = read_json(index, WHOLE_MODEL).get("weight_map")
         if not isinstance(shards, dict) or not all(isinstance(shard, str) for shard in shards.values()):
-            raise UserError(f"{index}: it names no shards; {WHOLE}")
+            raise UserError(f"{index}: it names no shards; {WHOLE_MODEL}")
         for shard in sorted(set(shards.values())):
             if not (folder / shard).is_file():
-                raise UserError(f"{folder / shard}: this shard of the weights is missing; {WHOLE}")
+                raise UserError(f"{folder / shard}: this shard of the weights is missing; {WHOLE_MODEL}")
+
+
+def is_pickle(file: PurePath) -> bool:
+    """Whether a file's name is one of pickled weights."""
+    return file.suffix in PICKLES
 
 
 def check_safe(file: Path) -> None:
@@ -105,7 +112,7 @@ def check_safe(file: Path) -> None:
     Raises:
         UserError: its name does not end in .safetensors.
     """
-    if any(file.match(pattern) for pattern in PICKLES):
+    if is_pickle(file):
         raise UserError(f"{file}: {UNSAFE}")
     if file.suffix != ".safetensors":
         raise UserError(f"{file}: no .safetensors file; give one, or the folder of a model")

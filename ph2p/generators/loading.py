@@ -102,13 +102,13 @@ def load_generator(
 
 def _compile(generator: Generator, device: str | torch.device) -> None:
     """The denoiser goes through torch.compile from its first call on."""
+    on_cpu = torch.device(device).type == "cpu"
     compiler = os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++")  # as torch chooses
-    if torch.device(device).type == "cpu" and not shutil.which(compiler):
+    if on_cpu and not shutil.which(compiler):
         mend = "install it, name another in CXX, or leave generator.compile out"
         raise UserError(f"generator.compile=true: the C++ compiler {compiler} is missing; {mend}")
     # With torch's own choice of memory formats, gradients of a U-Net came out wrong on the CPU (torch 2.13).
-    options = dict(layout_optimization=False) if torch.device(device).type == "cpu" else None
-    generator.denoiser.compile(options=options)
+    generator.denoiser.compile(options=dict(layout_optimization=False) if on_cpu else None)
 
 
 def _load_pipeline(
