@@ -20,9 +20,9 @@ from rich.table import Table
 
 from ph2p.config import config_dir, load_config
 from ph2p.data import WorldTargets
-from ph2p.engine import load_inverter
 from ph2p.errors import UserError
-from ph2p.inverter import Inversion, as_record
+from ph2p.loading import load_inverter
+from ph2p.measurement import Inversion, as_record
 from ph2p.metrics import confidence_interval
 
 COLUMNS = {

@@ -9,7 +9,7 @@ import time
 
 from ph2p.config import load_config
 from ph2p.data import WorldTargets
-from ph2p.engine import load_inverter
+from ph2p.loading import load_inverter
 
 
 def main() -> None:

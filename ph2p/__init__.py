@@ -10,7 +10,7 @@ from typing import Any
 __version__ = "0.1.0"
 _HOME = {
     "invert": "engine",
-    "load_inverter": "engine",
+    "load_inverter": "loading",
     "load_config": "config",
     "load_generator": "generators",
     "load_scorer": "scorer",
@@ -19,7 +19,7 @@ _HOME = {
     "BatchedLBFGS": "optim",
     "PromptInversion": "inversion",
     "DelayedProjection": "callbacks",
-    "Inversion": "inverter",
+    "Inversion": "measurement",
     "Inverter": "inverter",
     "UserError": "errors",
     "write_report": "report",

@@ -1,14 +1,10 @@
 """A run from configuration to results folder: load, invert batch after batch, write, report."""
 
-import logging
 import signal
-import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import lightning as L
-import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 from PIL import Image
@@ -22,26 +18,16 @@ from ph2p.cluster import Ranks, requeue
 from ph2p.config import load_config, parse_shard
 from ph2p.data import Target, TargetError, Targets, from_pil, load_image
 from ph2p.errors import UserError
-from ph2p.generators import LOADING, Generator, load_generator
-from ph2p.inverter import Inversion, Inverter, as_record
+from ph2p.inverter import Inverter
+from ph2p.loading import build, load_inverter, quiet_libraries
 from ph2p.logs import RunLog, make_loggers
-from ph2p.memory import MicroBatch
+from ph2p.measurement import Inversion, as_record
 from ph2p.records import read_results
 from ph2p.report import summary_table, write_report
 from ph2p.results import ResultsFolder, settings
 from ph2p.schedule import batches, share
-from ph2p.scorer import load_scorer
-from ph2p.strategy import trainer_options
-from ph2p.tokens import TokenFilter, read_words
 
 console = Console()
-
-
-def quiet_libraries() -> None:
-    """Keep what Lightning says at every fit off the screen: an image batch is a fit, and there may be thousands."""
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    for message in (".*LeafSpec.*is deprecated", ".*is in eval mode.*", ".*logger.*", ".*srun.*"):
-        warnings.filterwarnings("ignore", message=message)
 
 
 def run(cfg: DictConfig) -> int:
@@ -52,15 +38,15 @@ def run(cfg: DictConfig) -> int:
     was finished until then stays.
     """
     quiet_libraries()
-    ranks = _build("trainer", lambda: Ranks(cfg.trainer))
+    ranks = build("trainer", lambda: Ranks(cfg.trainer))
     inverter = load_inverter(cfg)
-    targets = _build("data", lambda: instantiate(cfg.data.targets, image_size=inverter.generator.image_size))
+    targets = build("data", lambda: instantiate(cfg.data.targets, image_size=inverter.generator.image_size))
     shard = parse_shard(cfg.data.shard)
     part = f"part-{ranks.rank:05d}" if shard == (0, 1) else f"part-{shard[0]}-{ranks.rank:05d}"
     results = ResultsFolder(Path(cfg.output) / cfg.name, cfg, part)
     try:
         with ranks:  # from here on there are several, where there are to be
-            inverter.log = _build("logger", lambda: RunLog(results.log, make_loggers(cfg)))
+            inverter.log = build("logger", lambda: RunLog(results.log, make_loggers(cfg)))
             _invert_share(inverter, targets, share(len(targets), shard, ranks.rank, ranks.world), results, ranks)
             codes = ranks.wait()
             return _summarise(results, {targets.ids[k] for k in share(len(targets), shard, 0, 1)}, ranks, codes)
@@ -110,89 +96,6 @@ def _begun(checkpoint: BatchCheckpoint, cfg: DictConfig, targets: Targets) -> li
     for image_id in sorted(set(begun) - set(targets.ids)):
         raise UserError(f"ckpt_path={cfg.ckpt_path}: its image {image_id} is not among the images of this run")
     return begun
-
-
-def load_inverter(cfg: DictConfig) -> Inverter:
-    """Load generator and scorer onto the trainer's device; raises UserError for what cannot be built or read."""
-    quiet_libraries()
-    device = _check_parts(cfg)
-    generator = cfg.generator
-    dtype = torch.bfloat16 if cfg.trainer.get("precision") == "bf16-true" else torch.float32
-    options = {key: generator[key] for key in LOADING} | _words(generator)
-    loaded = load_generator(generator.path, device=device, dtype=dtype, **options)
-    loaded.check_guidance(generator.guidance_rescale)
-    _prepare(loaded, cfg)
-    key, length = "prompt_length", cfg.method.prompt_length
-    if cfg.method.init != "random":
-        key, length = "init", len(loaded.vocabulary.encode(cfg.method.init))
-    if length > loaded.max_prompt_length:
-        raise UserError(
-            f"method.{key}={cfg.method[key]}: {length} tokens, but this model reads at most "
-            f"{loaded.max_prompt_length}; use fewer"
-        )
-    for key in ("method", "evaluation"):
-        if cfg[key].timesteps[1] > loaded.num_timesteps:
-            raise UserError(f"{key}.timesteps={cfg[key].timesteps}: this model has {loaded.num_timesteps} timesteps")
-    for key, steps in {"generator": generator.steps, "method.selection": cfg.method.selection.steps}.items():
-        if steps > loaded.num_timesteps:
-            raise UserError(f"{key}.steps={steps}: this model has {loaded.num_timesteps} timesteps")
-    hub = {key: cfg.scorer[key] for key in ("revision", "cache_dir", "local_files_only")}
-    return Inverter(loaded, load_scorer(cfg.scorer.path, device=device, **hub), cfg)
-
-
-def _words(generator: DictConfig) -> dict[str, Any]:
-    """The arguments of `Vocabulary` that the configuration gives, word lists read from their files."""
-    tokens = generator.tokens
-    files = {
-        "generator.blocklist": generator.blocklist,
-        "generator.allowlist": generator.allowlist,
-        "generator.tokens.frequent": tokens.frequent,
-    }
-    blocked, allowed, frequent = (read_words(file) if file else None for file in files.values())
-    for (key, file), words in zip(files.items(), (blocked, allowed, frequent), strict=True):
-        if words == [] and key != "generator.blocklist":
-            raise UserError(f"{key}={file}: names no word; list one a line")
-    rule = TokenFilter(
-        scripts=tuple(tokens.scripts),
-        min_length=tokens.min_length,
-        max_length=tokens.max_length,
-        frequent=frequent,
-        protected=tokens.protected,
-    )
-    return {"blocklist": blocked, "allowlist": allowed, "tokens": rule}
-
-
-def _prepare(generator: Generator, cfg: DictConfig) -> None:
-    """Set how the frozen model computes: precision, rows at once."""
-    if cfg.trainer.get("precision") == "bf16-mixed":
-        for name in ("encode_images", "condition", "predict", "sample"):
-            cast = torch.autocast(generator.device.type, torch.bfloat16)
-            setattr(generator, name, cast(getattr(generator, name)))
-    generator.microbatch = MicroBatch(None if cfg.method.microbatch == "auto" else cfg.method.microbatch)
-
-
-def _check_parts(cfg: DictConfig) -> torch.device:
-    """Build optimiser, trainer and logger once: what is wrong in their keys stops a run before it begins.
-
-    Returns the trainer's device.
-    """
-    if cfg.method.optimizer:
-        dummy = torch.nn.Parameter(torch.zeros(1, 1))
-        _build("method.optimizer", lambda: instantiate(cfg.method.optimizer, _partial_=True)([dummy]))
-    trainer = _build("trainer", lambda: L.Trainer(**trainer_options(cfg.trainer), logger=False))
-    _build("logger", lambda: make_loggers(cfg))
-    return trainer.strategy.root_device
-
-
-def _build(key: str, make: Callable[[], Any]) -> Any:
-    """Make what a part of the configuration describes; raises UserError, one line that names the part."""
-    try:
-        return make()
-    except Exception as error:  # constructors raise anything, and Hydra wraps it once more
-        cause = error.__cause__ or error
-        if isinstance(cause, UserError):
-            raise cause from error
-        raise UserError(f"{key}: {' '.join(str(cause).split())}") from error
 
 
 def _run_batch(

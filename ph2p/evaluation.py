@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
+from omegaconf import DictConfig
 from torch import Tensor
 
 from ph2p.data import Draws
@@ -106,6 +107,11 @@ def rank_finalists(
         scored = [replace(c, clip_similarity=float(cosine_similarity(next(features), target))) for c in row]
         ranked.append(sorted(scored, key=lambda c: (math.isnan(c.clip_similarity), -c.clip_similarity)))
     return ranked
+
+
+def guidance_options(generator: DictConfig) -> dict[str, float]:
+    """The arguments of `paint` that the configuration of a generator gives."""
+    return {"guidance_scale": generator.guidance_scale, "guidance_rescale": generator.guidance_rescale}
 
 
 def paint(generator: Generator, prompts: list[str], seeds: list[int], steps: int, guidance: dict[str, float]) -> Tensor:

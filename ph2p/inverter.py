@@ -1,10 +1,7 @@
 """One image batch from pictures to prompts: optimise, search, select, measure."""
 
-import time
 from collections.abc import Callable, Sequence
-from copy import copy
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
 
 import lightning as L
 import torch
@@ -14,116 +11,22 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from ph2p import stopping
+from ph2p.batch import Batch
 from ph2p.callbacks import CandidateHistory, DelayedProjection, EpochProgress, SaveProgress
 from ph2p.checkpoint import BatchCheckpoint
 from ph2p.config import plan
 from ph2p.data import Draws, InversionData, Target, TargetError, make_draws
-from ph2p.evaluation import (
-    Candidate,
-    Pool,
-    paint,
-    rank_finalists,
-    readable,
-    shortlist,
-    text_losses,
-    validate_candidates,
-)
+from ph2p.evaluation import Candidate, Pool, guidance_options, rank_finalists, shortlist, validate_candidates
 from ph2p.generators import Generator
 from ph2p.inversion import PromptInversion
 from ph2p.logs import LogCurves, RunLog
-from ph2p.memory import peak_memory
-from ph2p.metrics import cosine_similarity, regret, rouge, word_recall
+from ph2p.measurement import Inversion, Measurement
 from ph2p.objectives import ClipObjective, DenoisingObjective, candidate_losses
 from ph2p.scorer import Scorer
 from ph2p.search import greedy_swaps
 from ph2p.strategy import trainer_options
 
 Report = Callable[[float, str], None]  # the finished share of a batch in [0, 1], and what is happening
-
-
-@dataclass
-class Inversion:
-    """The prompt found for one image, what it is worth and what it cost.
-
-    Losses are mean squared denoising errors on the evaluation draws. `regret`, `word_recall` and the caption's
-    figures need ground truth and are None without. Where people described the picture, `loss_reference` is the
-    lowest of their captions' losses, and the other figures of references compare the prompt with the nearest one in
-    words: `reference_similarity` by CLIP, in [-1, 1], ROUGE-1 and ROUGE-L in [0, 1]. `notes` says what was cut or
-    could not be measured. `loss_soft` is the continuous prompt's loss for methods
-    that end with one. `forward_samples` and `backward_samples` count all that served to find the prompt,
-    `evaluation_samples` the measurement and pictures afterwards; `seconds` is the image's share of its batch,
-    `peak_memory` the process's largest so far in MiB, on a GPU or else of main memory.
-    """
-
-    image_id: str
-    source: str
-    method: str
-    seed: int
-    prompt: str
-    token_ids: list[int]
-    loss: float
-    loss_empty: float
-    clip_similarity: float
-    forward_samples: int
-    backward_samples: int
-    evaluation_samples: int
-    seconds: float
-    peak_memory: int
-    caption: str | None = None
-    loss_caption: float | None = None
-    regret: float | None = None
-    word_recall: float | None = None
-    clip_similarity_caption: float | None = None
-    references: list[str] = field(default_factory=list)
-    loss_reference: float | None = None
-    reference_similarity: float | None = None
-    reference_rouge1: float | None = None
-    reference_rouge_l: float | None = None
-    notes: list[str] = field(default_factory=list)
-    loss_soft: float | None = None
-    loss_curve: list[float] = field(default_factory=list)  # an entry an epoch
-    search_curve: list[float] = field(default_factory=list)  # an entry a round, the start first; on its own draws
-    candidates: list[Candidate] = field(default_factory=list)  # the winner first
-    target: Tensor | None = None  # (3, H, W) in [0, 1]
-    pictures: Tensor | None = None  # (renders, 3, H, W) in [0, 1], painted from the prompt
-    caption_pictures: Tensor | None = None  # the same from the true caption
-
-
-class Batch:
-    """An image batch with its latents, encoded once, and what it has cost: samples an image, and time."""
-
-    def __init__(
-        self,
-        targets: Sequence[Target],
-        generator: Generator,
-        scorer: Scorer,
-        checkpoint: BatchCheckpoint | None = None,
-    ) -> None:
-        self.targets, self.ids = list(targets), [t.image_id for t in targets]
-        self.images = torch.stack([t.image for t in targets]).to(generator.device)  # (B, 3, H, W)
-        self.latents = generator.encode_images(self.images)  # (B, C, h, w)
-        self.features = scorer.image_features(self.images)  # (B, E)
-        self.forward, self.backward = [0] * len(targets), [0] * len(targets)
-        self.search_curves: list[list[float]] = [[] for _ in targets]
-        self.checkpoint = checkpoint
-        self.started = time.perf_counter() - (checkpoint.about["seconds"] if checkpoint else 0)
-
-    def seconds(self) -> float:
-        """What the batch has taken, in an interrupted run too."""
-        return time.perf_counter() - self.started
-
-    def only(self, rows: list[int]) -> "Batch":
-        """The same batch with fewer images, after some have failed."""
-        some = copy(self)
-        for name in ("targets", "ids", "forward", "backward", "search_curves"):
-            setattr(some, name, [getattr(self, name)[row] for row in rows])
-        some.images, some.latents, some.features = self.images[rows], self.latents[rows], self.features[rows]
-        return some
-
-    def spend(self, forward: int, backward: int = 0) -> None:
-        """Count samples that every image has cost."""
-        self.forward = [spent + forward for spent in self.forward]
-        self.backward = [spent + backward for spent in self.backward]
 
 
 @dataclass
@@ -157,8 +60,9 @@ class Inverter:
         report(0.95, "measuring")
         results: dict[int, Inversion | TargetError] = {**failed}
         if rows:
+            measure = Measurement(self.generator, self.scorer, self.cfg)
             some = batch.only(rows), list(candidates.values()), prompts[rows], curves[rows]
-            results |= zip(rows, self.measure(*some, seconds), strict=True)
+            results |= zip(rows, measure(*some, seconds), strict=True)
         return [results[row] for row in range(len(targets))]
 
     # --- optimisation --------------------------------------------------------------------------------------------
@@ -208,10 +112,9 @@ class Inverter:
     def _judge(self, batch: Batch) -> Callable[[Tensor], Tensor]:
         """A function from hard prompts (B R, K, M) to their losses (B R, K) on draws that stay the same."""
         method, restarts = self.cfg.method, self.cfg.method.restarts
-        latents = batch.latents.repeat_interleave(restarts, 0)
-        ids = [image_id for image_id in batch.ids for _ in range(restarts)]
-        draws = self._draws(ids, "judge", method.judge_draws, method.timesteps)
-        return lambda prompts: candidate_losses(self.generator, latents, prompts, draws)
+        image = torch.arange(len(batch.ids)).repeat_interleave(restarts)  # of each row
+        draws = batch.draws(self.cfg.seed, "judge", method.judge_draws, method.timesteps)[image]
+        return lambda prompts: candidate_losses(self.generator, batch.latents[image], prompts, draws)
 
     def _start(self, row: str) -> Tensor:
         """The starting tokens (M,) of a row: given words, or random ones keyed by seed and image."""
@@ -253,7 +156,7 @@ class Inverter:
     def search(self, batch: Batch, pool: Pool, report: Report) -> Pool:
         """Refine the best candidates by token swaps; returns those and what was found, on the search's draws."""
         method, search = self.cfg.method, self.cfg.method.search
-        draws = self._draws(batch.ids, "search", search.draws, method.timesteps)
+        draws = batch.draws(self.cfg.seed, "search", search.draws, method.timesteps)
         known = pool.best(method.selection.shortlist)
         scores = candidate_losses(self.generator, batch.latents, known.token_ids, draws)  # (B, K)
         batch.spend(scores.shape[1] * search.draws)
@@ -297,11 +200,6 @@ class Inverter:
 
         return note
 
-    def _draws(self, ids: list[str], purpose: str, count: int, timesteps: Sequence[int]) -> Draws:
-        shape = self.generator.latent_shape
-        draws = make_draws(self.cfg.seed, ids, (purpose,), count, tuple(timesteps), shape)
-        return draws.to(self.generator.device)
-
     # --- selection -----------------------------------------------------------------------------------------------
 
     def select(self, batch: Batch, pool: Pool) -> tuple[dict[int, list[Candidate]], dict[int, TargetError]]:
@@ -310,7 +208,7 @@ class Inverter:
         Both are by the image's row: the candidates, and what is wrong with the images that have none.
         """
         choice, scored, failed = self.cfg.method.selection, {}, {}
-        draws = self._draws(batch.ids, "validation", choice.draws, self.cfg.method.timesteps)
+        draws = batch.draws(self.cfg.seed, "validation", choice.draws, self.cfg.method.timesteps)
         for row in range(len(batch.ids)):
             try:
                 scored[row] = self._validated(batch, row, pool, draws)
@@ -323,7 +221,7 @@ class Inverter:
             bound = some[0].loss * (1 + choice.margin)
             finalists.append([c for c in some[: choice.finalists] if c.loss <= bound] or some[:1])
             batch.forward[row] += 2 * len(finalists[-1]) * choice.steps
-        features, guidance = batch.features[list(scored)], self._guidance()
+        features, guidance = batch.features[list(scored)], guidance_options(self.cfg.generator)
         ranked = rank_finalists(self.generator, self.scorer, features, finalists, choice.steps, self.cfg.seed, guidance)
         return {row: best + scored[row][len(best) :] for row, best in zip(scored, ranked, strict=True)}, failed
 
@@ -342,116 +240,3 @@ class Inverter:
                 "give trainer.precision=32-true, or leave the image out"
             )
         return scored
-
-    def _guidance(self) -> dict[str, float]:
-        generator = self.cfg.generator
-        return {"guidance_scale": generator.guidance_scale, "guidance_rescale": generator.guidance_rescale}
-
-    # --- measurement ---------------------------------------------------------------------------------------------
-
-    def measure(
-        self, batch: Batch, candidates: list[list[Candidate]], prompts: Tensor, curves: Tensor, seconds: float
-    ) -> list[Inversion]:
-        """Losses on fresh draws and pictures with fixed seeds, of the winners and of the true captions."""
-        cfg, texts = self.cfg, [row[0].text for row in candidates]
-        draws = self._draws(batch.ids, "evaluation", cfg.evaluation.draws, cfg.evaluation.timesteps)
-        losses = text_losses(self.generator, batch.latents, texts, draws)
-        empty = text_losses(self.generator, batch.latents, [""] * len(texts), draws)
-        pictures, similarity = self._paint(texts, batch.features)
-        results = [
-            Inversion(
-                image_id=target.image_id,
-                source=target.source,
-                method=cfg.method.name,
-                seed=cfg.seed,
-                prompt=texts[row],
-                token_ids=list(candidates[row][0].token_ids),
-                loss=losses[row],
-                loss_empty=empty[row],
-                clip_similarity=similarity[row],
-                forward_samples=batch.forward[row],
-                backward_samples=batch.backward[row],
-                evaluation_samples=2 * cfg.evaluation.draws + 2 * cfg.evaluation.renders * cfg.generator.steps,
-                seconds=seconds,
-                peak_memory=peak_memory(),
-                loss_curve=curves[row].tolist(),
-                search_curve=batch.search_curves[row],
-                candidates=candidates[row],
-                target=target.image,
-                pictures=pictures[row],
-            )
-            for row, target in enumerate(batch.targets)
-        ]
-        self._compare_with_captions(batch, results, draws)
-        self._compare_with_references(batch, results, draws)
-        self._measure_soft_prompts(batch, results, prompts, draws)
-        return results
-
-    def _paint(self, texts: list[str], features: Tensor) -> tuple[Tensor, list[float]]:
-        """Pictures (B, renders, 3, H, W) of each text and their mean CLIP similarities (B) to `features` (B, E)."""
-        count = self.cfg.evaluation.renders
-        seeds = [self.cfg.seed + 1000 + k for k in range(count)]  # not the seed that the finalists were painted with
-        repeated = [text for text in texts for _ in seeds]
-        pictures = paint(self.generator, repeated, seeds * len(texts), self.cfg.generator.steps, self._guidance())
-        painted = self.scorer.image_features(pictures).view(len(texts), count, -1)
-        similarity = cosine_similarity(painted, features[:, None]).mean(1)
-        return pictures.view(len(texts), count, *pictures.shape[1:]).cpu(), similarity.tolist()
-
-    def _compare_with_captions(self, batch: Batch, results: list[Inversion], draws: Draws) -> None:
-        """Fill in the figures that need a true caption, for the images that have one."""
-        read = {}
-        for row, target in enumerate(batch.targets):
-            if target.caption:
-                read[row], note = readable(self.generator, target.caption)
-                results[row].notes += [f"true caption {note}"] if note else []
-        known = [row for row, text in read.items() if text]
-        if not known:
-            return
-        captions = [read[row] for row in known]
-        rows = torch.tensor(known, device=batch.latents.device)
-        losses = text_losses(self.generator, batch.latents[rows], captions, draws[rows])
-        pictures, similarity = self._paint(captions, batch.features[rows])
-        for k, row in enumerate(known):
-            result, words = results[row], batch.targets[row].words
-            result.caption, result.loss_caption = batch.targets[row].caption, losses[k]
-            result.regret = regret(result.loss, losses[k], result.loss_empty)
-            result.word_recall = word_recall(result.prompt, words) if words else None
-            result.clip_similarity_caption, result.caption_pictures = similarity[k], pictures[k]
-            result.evaluation_samples += self.cfg.evaluation.draws + len(pictures[k]) * 2 * self.cfg.generator.steps
-
-    def _compare_with_references(self, batch: Batch, results: list[Inversion], draws: Draws) -> None:
-        """Fill in what people's captions tell, for the images that have any."""
-        for row, target in enumerate(batch.targets):
-            if not target.references:
-                continue
-            result, texts = results[row], []
-            for number, reference in enumerate(target.references, 1):
-                text, note = readable(self.generator, reference)
-                texts += [text] if text else []
-                result.notes += [f"reference {number} {note}"] if note else []
-            rows = torch.full((len(texts),), row, device=batch.latents.device)
-            losses = text_losses(self.generator, batch.latents[rows], texts, draws[rows])
-            prompt, *others = self.scorer.text_features([result.prompt, *target.references])
-            result.references, result.loss_reference = list(target.references), min(losses, default=None)
-            result.reference_similarity = float(cosine_similarity(prompt, torch.stack(others)).max())
-            result.reference_rouge1, result.reference_rouge_l = rouge(result.prompt, target.references)
-            result.evaluation_samples += len(texts) * self.cfg.evaluation.draws
-
-    @torch.no_grad()
-    def _measure_soft_prompts(self, batch: Batch, results: list[Inversion], prompts: Tensor, draws: Draws) -> None:
-        """Where the method ends in a continuous prompt, measure that too: the bound that its tokens aim at."""
-        method = self.cfg.method
-        if method.snap or method.straight_through or method.optimizer is None:
-            return
-        objective = DenoisingObjective(self.generator)
-        for row, result in enumerate(results):
-            one = slice(row, row + 1)
-            tokens = torch.tensor([result.token_ids], device=prompts.device)
-            result.loss_soft = float(objective(prompts[one], tokens, batch.latents[one], draws[one]))
-            result.evaluation_samples += self.cfg.evaluation.draws
-
-
-def as_record(result: Inversion) -> dict[str, Any]:
-    """The result as one line of `results/part-*.jsonl`: everything but tensors, curve and candidates."""
-    left_out = ("loss_curve", "search_curve", "candidates", "target", "pictures", "caption_pictures")
-    return {"status": "ok", "error": None} | {k: v for k, v in vars(result).items() if k not in left_out}

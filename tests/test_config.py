@@ -17,8 +17,8 @@ from PIL import Image
 
 from ph2p.config import config_dir, load_config, plan
 from ph2p.data import Targets
-from ph2p.engine import load_inverter
 from ph2p.errors import UserError
+from ph2p.loading import load_inverter
 from ph2p.logs import RunLog, make_loggers
 from ph2p.schema import MethodConfig
 from ph2p.tiny.coco import write_coco

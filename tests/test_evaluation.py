@@ -5,7 +5,16 @@ import pytest
 import torch
 
 from ph2p.data import make_draws
-from ph2p.evaluation import Candidate, Pool, paint, rank_finalists, shortlist, text_losses, validate_candidates
+from ph2p.evaluation import (
+    Candidate,
+    Pool,
+    guidance_options,
+    paint,
+    rank_finalists,
+    shortlist,
+    text_losses,
+    validate_candidates,
+)
 from ph2p.metrics import ImageSimilarity, confidence_interval, regret, word_recall
 from ph2p.objectives import candidate_losses
 
@@ -77,7 +86,7 @@ def test_losses_of_texts_and_candidates(generator, targets):
 
 def test_finalists_are_ranked_by_what_the_model_paints(inverter_of):
     inverter = inverter_of("method=random")
-    generator, scorer, guidance = inverter.generator, inverter.scorer, inverter._guidance()
+    generator, scorer, guidance = inverter.generator, inverter.scorer, guidance_options(inverter.cfg.generator)
     texts = [["red square", "blue dog", "green café"], ["small circle"]]
     finalists = [[Candidate((0,), text, 0, 0.0) for text in row] for row in texts]
     goal = scorer.image_features(paint(generator, ["blue dog", "blue dog"], [7, 7], 3, guidance))

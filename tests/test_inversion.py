@@ -10,12 +10,12 @@ from PIL import Image
 
 from ph2p import invert
 from ph2p import inverter as inverter_module
+from ph2p.batch import Batch
 from ph2p.callbacks import DelayedProjection
 from ph2p.config import plan
 from ph2p.data import InversionData, TargetError, make_draws
 from ph2p.errors import UserError
 from ph2p.inversion import PromptInversion
-from ph2p.inverter import Batch
 from ph2p.objectives import DenoisingObjective, candidate_losses
 from ph2p.optim import BatchedLBFGS
 

@@ -22,6 +22,7 @@ LAYERS = (  # from the ground up
     "hub",
     "tokens",
     "vocabulary",
+    "line_search",
     "optim",
     "metrics",
     "frozen",
@@ -58,6 +59,8 @@ LAYERS = (  # from the ground up
     "config",
     "help",
     "evaluation",
+    "batch",
+    "measurement",
     "strategy",
     "inverter",
     "formatting",
@@ -66,6 +69,7 @@ LAYERS = (  # from the ground up
     "page",
     "report",
     "cluster",
+    "loading",
     "engine",
     "tiny.bars",
     "tiny.recipe",
@@ -78,7 +82,7 @@ LAYERS = (  # from the ground up
     "tiny.recipe.image_tower",
     "tiny.pretrain",
 )
-LIGHTNING = {"inversion", "checkpoint", "callbacks", "logs", "data.module", "strategy", "inverter", "cluster", "engine"}
+LIGHTNING = {"inversion", "checkpoint", "callbacks", "logs", "data.module", "strategy", "inverter", "cluster", "loading"}
 LIGHTNING |= {"tiny.recipe.stage", "tiny.pretrain"}
 LIGHTNING_PARTS = {"pytorch_lightning", "lightning_fabric"}  # older names of what `lightning` holds
 READERS = {"formatting", "chart", "records", "page", "report"}  # they read results folders only
@@ -186,4 +190,4 @@ def test_a_relative_import_of_a_subpackage_is_caught(source):
 
 def test_good_imports_pass():
     source = "import lightning as L\nimport torch\nfrom ph2p import report\nfrom ph2p.optim import Point\n"
-    assert violations(source + "from .tiny import world\nfrom .errors import UserError\n", "engine") == []
+    assert violations(source + "from .tiny import world\nfrom .errors import UserError\n", "loading") == []

@@ -13,8 +13,8 @@ from pipelines import EOS
 from ph2p.config import load_config
 from ph2p.errors import UserError
 from ph2p.evaluation import readable
-from ph2p.inverter import as_record
 from ph2p.logs import FIGURES, RunLog, make_loggers
+from ph2p.measurement import as_record
 from ph2p.metrics import rouge
 from ph2p.results import ResultsFolder, as_json
 

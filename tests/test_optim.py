@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
-from ph2p.optim import LINE_SEARCHES, BatchedLBFGS, History, Point, advance, begin
+from ph2p.line_search import Point, advance, begin
+from ph2p.optim import LINE_SEARCHES, BatchedLBFGS, History
 
 torch.set_num_threads(1)
 double = torch.float64

@@ -24,8 +24,8 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
 from ph2p.config import load_config
-from ph2p.engine import load_inverter
 from ph2p.errors import UserError
+from ph2p.loading import load_inverter
 from ph2p.scorer import Preprocessing, load_scorer
 
 SENTENCES = ["a red dog", "a small blue circle above the green square", "dogs below a red circle", "red square"]

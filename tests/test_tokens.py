@@ -5,8 +5,8 @@ import torch
 from pipelines import WORDS, save_tokenizer
 
 from ph2p.config import load_config
-from ph2p.engine import load_inverter
 from ph2p.errors import UserError
+from ph2p.loading import load_inverter
 from ph2p.tokens import TokenFilter, read_words
 from ph2p.vocabulary import Vocabulary
 
