@@ -113,8 +113,10 @@ def validate(cfg: DictConfig) -> None:
 def _validate_shares(method: DictConfig) -> None:
     if method.search and not 0 < method.search.share < 1:
         raise UserError(f"method.search.share={method.search.share}: give a number in (0, 1)")
-    if not method.selection.margin >= 0:
-        raise UserError(f"method.selection.margin={method.selection.margin}: give a number of at least 0")
+    for key in ("smoothing", "selection.margin"):
+        value = OmegaConf.select(method, key)
+        if not 0 <= value < math.inf:
+            raise UserError(f"method.{key}={value}: give a number of at least 0")
 
 
 def _validate_counts(cfg: DictConfig) -> None:

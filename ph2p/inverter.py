@@ -87,7 +87,8 @@ class Inverter:
         if epochs:
             goals = batch.latents if objective.needs_denoiser else batch.features
             goals = goals.repeat_interleave(restarts, 0)
-            data = InversionData(goals, rows, self.cfg.seed, method.draws, method.steps, tuple(method.timesteps))
+            window, deviation = tuple(method.timesteps), self._deviation(start.shape[1])
+            data = InversionData(goals, rows, self.cfg.seed, method.draws, method.steps, window, deviation)
             share = 0.9 * (1 - method.search.share) if method.search else 0.9
             progress = EpochProgress(lambda done: report(share * done, "optimising"))
             logs = [LogCurves(self.log, rows, method.snap)] if self.log else []
@@ -123,6 +124,13 @@ class Inverter:
             return torch.tensor(vocabulary.encode(method.init), device=self.generator.device)
         key = make_draws(self.cfg.seed, [row], ("start",), 1, (0, 2**31), ()).timesteps
         return vocabulary.random(method.prompt_length, torch.Generator().manual_seed(int(key)))
+
+    def _deviation(self, length: int) -> Tensor | None:
+        """How far from zero the shifts (M, D) are that smooth the loss of M = `length` tokens; None: there are none."""
+        vocabulary, smoothing = self.generator.vocabulary, self.cfg.method.smoothing
+        if not smoothing:
+            return None
+        return smoothing * vocabulary.deviation().expand(length, -1).cpu()
 
     def _objective(self) -> DenoisingObjective | ClipObjective:
         if self.cfg.method.objective == "denoising":

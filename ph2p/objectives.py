@@ -21,19 +21,25 @@ def denoising_loss(generator: Generator, latents: Tensor, conditioning: dict[str
 
     loss_b = mean_n || target(z0_b, eps_n, t_n) - model(z_t_n, t_n, text_b) ||^2 / (C h w)
 
-    `latents` (B, C, h, w), `conditioning` batch-first with B rows, `draws` of B x N -> (B,).
+    `latents` (B, C, h, w), `conditioning` batch-first with B rows, or B N where each draw has its own, `draws` of
+    B x N -> (B,).
     """
     count = draws.timesteps.shape[1]  # N
     timesteps, noise = draws.timesteps.flatten(0, 1), draws.noise.flatten(0, 1)  # (B N,), (B N, C, h, w)
     clean = latents.repeat_interleave(count, 0)
-    repeated = {name: value.repeat_interleave(count, 0) for name, value in conditioning.items()}
+    repeated = {name: value.repeat_interleave(len(clean) // len(value), 0) for name, value in conditioning.items()}
     predicted = generator.predict(generator.add_noise(clean, noise, timesteps), timesteps, repeated)
     error = (generator.target(clean, noise, timesteps) - predicted).square()
     return error.flatten(1).mean(1).view(-1, count).mean(1)
 
 
 class DenoisingObjective:
-    """The denoising loss of prompts for fixed target latents; calling it costs N denoiser samples a row."""
+    """The denoising loss of prompts for fixed target latents; calling it costs N denoiser samples a row.
+
+    Where the draws have shifts it is smoothed: each draw sees the prompt with its own shift (Duchi, Bartlett and
+    Wainwright, Randomized smoothing for stochastic optimization, arXiv 1103.4296). Such a loss is low where all prompts
+    around are good, the next hard one among them.
+    """
 
     needs_denoiser = True
 
@@ -42,6 +48,9 @@ class DenoisingObjective:
 
     def __call__(self, prompt: Tensor, token_ids: Tensor, latents: Tensor, draws: Draws) -> Tensor:
         """Losses (B,) of prompt embeddings (B, M, D) that stand in the places of `token_ids` (B, M)."""
+        if draws.shifts is not None:
+            token_ids = token_ids.repeat_interleave(draws.shifts.shape[1], 0)  # (B N, M)
+            prompt = (prompt[:, None] + draws.shifts).flatten(0, 1)  # (B N, M, D)
         return denoising_loss(self.generator, latents, self.generator.condition(token_ids, prompt), draws)
 
 

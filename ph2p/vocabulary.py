@@ -88,6 +88,10 @@ class Vocabulary(nn.Module):
         start = self._lead_length()
         return [i for i, again in zip(words, found, strict=True) if again[start:] == [i, i]]
 
+    def deviation(self) -> Tensor:
+        """The standard deviation of the allowed tokens' embeddings, of each of their numbers (D,)."""
+        return self.embeddings[self.allowed_ids].std(0, correction=0)
+
     @torch.no_grad()
     def nearest(self, prompt: Tensor) -> Tensor:
         """Allowed tokens whose embeddings are closest to the prompt's; of equally close ones the lowest id.

@@ -340,6 +340,18 @@ def test_noise_is_normal():
     assert abs(noise.mean()) < 0.03 and abs(noise.std() - 1) < 0.03
 
 
+def test_shifts_are_normal_and_leave_the_rest_of_the_draws_alone():
+    deviation = torch.tensor([[0.0, 1.0, 3.0]]).expand(2, 3)
+    shifted = [make_draws(0, ids, ("x",), 500, (500, 1000), SHAPE, deviation) for ids in (["a"], ["b", "a"])]
+    plain = make_draws(0, ["a"], ("x",), 500, (500, 1000), SHAPE)
+    assert plain.shifts is None and torch.equal(plain.noise, shifted[0].noise)
+    assert torch.equal(plain.timesteps, shifted[0].timesteps)
+    assert shifted[1].shifts.shape == (2, 500, 2, 3)
+    assert torch.equal(shifted[0].shifts[0], shifted[1].shifts[1])
+    assert torch.equal(shifted[1][1:, :3].shifts, shifted[1].shifts[1:, :3])
+    torch.testing.assert_close(shifted[0].shifts.std(1)[0], deviation, atol=0, rtol=0.1)
+
+
 @pytest.mark.parametrize(("count", "span"), [(0, (0, 9)), (1, (9, 9)), (1, (-1, 9))])
 def test_draws_refuse_an_empty_range(count, span):
     with pytest.raises(UserError):

@@ -82,7 +82,17 @@ LAYERS = (  # from the ground up
     "tiny.recipe.image_tower",
     "tiny.pretrain",
 )
-LIGHTNING = {"inversion", "checkpoint", "callbacks", "logs", "data.module", "strategy", "inverter", "cluster", "loading"}
+LIGHTNING = {
+    "inversion",
+    "checkpoint",
+    "callbacks",
+    "logs",
+    "data.module",
+    "strategy",
+    "inverter",
+    "cluster",
+    "loading",
+}
 LIGHTNING |= {"tiny.recipe.stage", "tiny.pretrain"}
 LIGHTNING_PARTS = {"pytorch_lightning", "lightning_fabric"}  # older names of what `lightning` holds
 READERS = {"formatting", "chart", "records", "page", "report"}  # they read results folders only

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -13,16 +13,24 @@ from ph2p.errors import UserError
 
 @dataclass(frozen=True)
 class Draws:
-    """Timesteps (B, N) long and noise (B, N, C, h, w) float32: with them a loss is a fixed function."""
+    """Timesteps (B, N) long and noise (B, N, C, h, w) float32: with them a loss is a fixed function.
+
+    `shifts` (B, N, M, D) are added to a prompt's embeddings, each with its draw; None: nothing is.
+    """
 
     timesteps: Tensor
     noise: Tensor
+    shifts: Tensor | None = None
 
     def __getitem__(self, rows: Tensor | slice | tuple) -> "Draws":
-        return Draws(self.timesteps[rows], self.noise[rows])
+        return self._each(lambda part: part[rows])
 
     def to(self, device: torch.device | str) -> "Draws":
-        return Draws(self.timesteps.to(device), self.noise.to(device))
+        return self._each(lambda part: part.to(device))
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> "Draws":
+        shifts = None if self.shifts is None else change(self.shifts)
+        return Draws(change(self.timesteps), change(self.noise), shifts)
 
 
 def make_draws(
@@ -32,8 +40,11 @@ def make_draws(
     count: int,
     timesteps: tuple[int, int],
     latent_shape: Sequence[int],
+    deviation: Tensor | None = None,
 ) -> Draws:
     """Draw `count` = N pairs (t, eps) an image, t stratified: one in each N-th part of [t_min, t_max).
+
+    With a `deviation` (M, D) each has normal shifts of the prompt's embeddings besides, that far from zero.
 
     An image's draws are a function of (seed, image id, key) alone: neither its place in the batch nor its
     neighbours nor the process matter. Raises UserError for an empty range of timesteps or no draws.
@@ -46,8 +57,12 @@ def make_draws(
     generators = [_generator(seed, image_id, key) for image_id in image_ids]
     uniform = torch.stack([torch.rand(count, generator=g, dtype=torch.float64) for g in generators])  # (B, N)
     noise = torch.stack([torch.randn(count, *latent_shape, generator=g) for g in generators])
+    shifts = None
+    if deviation is not None:
+        unit = torch.stack([torch.randn(count, *deviation.shape, generator=g) for g in generators])
+        shifts = unit * deviation.to(unit)  # (B, N, M, D)
     drawn = t_min + (torch.arange(count) + uniform) * ((t_max - t_min) / count)
-    return Draws(drawn.floor().long().clamp(t_min, t_max - 1), noise)  # (B, N), (B, N, C, h, w)
+    return Draws(drawn.floor().long().clamp(t_min, t_max - 1), noise, shifts)
 
 
 def _generator(seed: int, image_id: str, key: tuple[str | int, ...]) -> torch.Generator:

@@ -12,7 +12,7 @@ class InversionData(LightningDataModule):
     """Feed an inversion: epoch e yields `steps` batches (latents, Draws for ("epoch", e, "step", s)).
 
     `latents` is (B, C, h, w); `draws` is N, the number of draws an image;
-    `timesteps` the range [t_min, t_max) they come from.
+    `timesteps` the range [t_min, t_max) they come from, `deviation` (M, D) that of the shifts of the prompt, if any.
     """
 
     def __init__(
@@ -23,10 +23,12 @@ class InversionData(LightningDataModule):
         draws: int,
         steps: int = 1,
         timesteps: tuple[int, int] = (500, 1000),
+        deviation: Tensor | None = None,
     ) -> None:
         super().__init__()
         self.latents, self.image_ids = latents, list(image_ids)
         self.seed, self.draws, self.steps, self.timesteps = seed, draws, steps, timesteps
+        self.deviation = deviation
 
     def train_dataloader(self) -> "_Steps":
         return _Steps(self)
@@ -35,7 +37,8 @@ class InversionData(LightningDataModule):
         """Make the batch of one step, the same whenever and wherever it is asked for."""
         key = ("epoch", epoch, "step", step)
         shape = self.latents.shape[1:]
-        return self.latents, make_draws(self.seed, self.image_ids, key, self.draws, self.timesteps, shape)
+        draws = make_draws(self.seed, self.image_ids, key, self.draws, self.timesteps, shape, self.deviation)
+        return self.latents, draws
 
 
 class _Steps:
