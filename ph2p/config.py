@@ -60,6 +60,9 @@ def compose_config(overrides: list[str]) -> DictConfig:
     except ValueError as error:  # group=null, and Hydra does not say which
         nulls = [word for word in overrides if word.endswith("=null") and "." not in word]
         raise UserError(f"{' '.join(nulls)}: {_one_line(error)}") from error
+    except AttributeError as error:  # key={...} where the method has null, and OmegaConf does not say so
+        groups = [word for word in overrides if "={" in word]
+        raise UserError(f"{' '.join(groups)}: give such keys in a file of configs/method/, not here") from error
 
 
 def check(cfg: DictConfig) -> DictConfig:
