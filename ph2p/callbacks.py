@@ -83,7 +83,7 @@ class CandidateHistory(L.Callback):
     `token_ids` lists (B, M) and `losses` (B,), an entry an epoch; `curve` lists each epoch's last losses (B,).
     Where the projection has a judge (`judged`), a candidate's loss is the judge's. Else, with `snap`, an epoch's
     first evaluation is at the last candidate, so that is its loss; without, it is the loss of the epoch that the
-    candidate was projected from. What is not known yet is infinite.
+    candidate was projected from; both as the method smooths them. What is not known yet is infinite.
     Must stand after `DelayedProjection` in the trainer's list of callbacks.
     """
 

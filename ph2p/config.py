@@ -141,6 +141,11 @@ def _validate_projection(method: DictConfig) -> None:
             f"method.judge_draws={method.judge_draws}: give 0, or a number above it where an optimizer's epochs end "
             "in a projection (method.snap=true, method.straight_through=false)"
         )
+    if method.smoothing and (method.optimizer is None or method.objective != "denoising"):
+        raise UserError(
+            f"method.smoothing={method.smoothing}: give 0, or a number above it where an optimizer descends on the "
+            "denoising loss (method.objective=denoising)"
+        )
     if not method.projection_scales or not all(0 < scale < math.inf for scale in method.projection_scales):
         raise UserError(f"method.projection_scales={method.projection_scales}: give numbers above 0")
     if len(method.projection_scales) > 1 and not method.judge_draws:
