@@ -9,11 +9,11 @@ from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
 from pipelines import FAMILY_BUILDERS, SD_SCHEDULE, save_family
 from torch.overrides import TorchFunctionMode
 
-from ph2p.data import Draws
+from ph2p.data import Draws, make_draws
 from ph2p.errors import UserError
 from ph2p.generators import load_generator
 from ph2p.generators.schedules import stable_diffusion_alphas
-from ph2p.objectives import denoising_loss
+from ph2p.objectives import DenoisingObjective, denoising_loss
 
 FLOWS = ("sd3", "flux", "flux_schnell")
 TEXTS = ["red square above a dog", "small blue circle below dogs"]
@@ -187,6 +187,23 @@ def test_gradients_reach_every_embedding_and_equal_finite_differences(folder):
         assert (gradient[0].abs() > 0).all()  # every number of the prompt, those of both encoders
         assert not gradient[1].any()  # rows are separate problems
         torch.autograd.gradcheck(losses, embeddings, fast_mode=True)
+
+
+@torch.no_grad()
+def test_smoothing_is_the_mean_of_the_losses_of_shifted_prompts(folder):
+    generator = load_generator(folder, dtype=torch.float64, image_size=SIZE)
+    vocabulary, ids = generator.vocabulary, encoded(generator)
+    deviation = vocabulary.deviation().expand(ids.shape[1], -1)
+    single = make_draws(0, ["a", "b"], ("test",), 3, (500, 1000), generator.latent_shape, deviation)
+    draws = Draws(single.timesteps, single.noise.double(), single.shifts.double())
+    plain = Draws(draws.timesteps, draws.noise)
+    latents = torch.randn(2, *generator.latent_shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    prompt, objective = vocabulary.embed(ids).double(), DenoisingObjective(generator)
+    with KeepDouble():
+        alone = [objective(prompt + draws.shifts[:, k], ids, latents, plain[:, k : k + 1]) for k in range(3)]
+        smooth, rough = objective(prompt, ids, latents, draws), objective(prompt, ids, latents, plain)
+    torch.testing.assert_close(smooth, torch.stack(alone).mean(0), atol=1e-10, rtol=0)
+    assert (smooth - rough).abs().min() > 1e-8  # random models hardly read their text
 
 
 def test_samples_are_the_pipelines_own(family, generator, plain):

@@ -13,7 +13,7 @@ from ph2p import inverter as inverter_module
 from ph2p.batch import Batch
 from ph2p.callbacks import DelayedProjection
 from ph2p.config import plan
-from ph2p.data import Draws, InversionData, TargetError, make_draws
+from ph2p.data import InversionData, TargetError, make_draws
 from ph2p.errors import UserError
 from ph2p.inversion import PromptInversion
 from ph2p.objectives import DenoisingObjective, candidate_losses
@@ -108,25 +108,6 @@ def test_the_loss_is_the_pipelines_own(generator, targets):
     soft = DenoisingObjective(generator)(generator.vocabulary.embed(ids), ids, latents, draws)
     torch.testing.assert_close(soft, expected)
     torch.testing.assert_close(candidate_losses(generator, latents, ids[:, None], draws)[:, 0], expected)
-
-
-def test_smoothing_is_the_mean_of_the_losses_of_shifted_prompts(generator, targets):
-    vocabulary = generator.vocabulary
-    latents = generator.encode_images(torch.stack([t.image for t in targets]))
-    deviation = vocabulary.deviation().expand(4, -1)
-    draws = make_draws(0, ["a", "b", "c"], ("test",), 3, WINDOW, generator.latent_shape, deviation)
-    ids = torch.stack([vocabulary.random(4, torch.Generator().manual_seed(k)) for k in range(3)])
-    prompt, objective = vocabulary.embed(ids), DenoisingObjective(generator)
-    alone = [
-        objective(
-            prompt + draws.shifts[:, k], ids, latents, Draws(draws.timesteps[:, k, None], draws.noise[:, k, None])
-        )
-        for k in range(3)
-    ]
-    smooth = objective(prompt, ids, latents, draws)
-    torch.testing.assert_close(smooth, torch.stack(alone).mean(0))
-    plain = objective(prompt, ids, latents, Draws(draws.timesteps, draws.noise))
-    assert ((smooth - plain).abs() > 1e-4 * plain).all()
 
 
 # --- projection ---------------------------------------------------------------------------------------------------
