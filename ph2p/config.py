@@ -141,7 +141,7 @@ def _validate_projection(method: DictConfig) -> None:
             f"method.judge_draws={method.judge_draws}: give 0, or a number above it where an optimizer's epochs end "
             "in a projection (method.snap=true, method.straight_through=false)"
         )
-    if method.smoothing and (method.optimizer is None or method.objective != "denoising"):
+    if method.smoothing and (method.optimizer is None or method.objective == "clip"):
         raise UserError(
             f"method.smoothing={method.smoothing}: give 0, or a number above it where an optimizer descends on the "
             "denoising loss (method.objective=denoising)"
