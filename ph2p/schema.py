@@ -41,9 +41,7 @@ class MethodConfig:
     objective: str = "denoising"  # or "clip": one minus the CLIP similarity of prompt and picture
     timesteps: list[int] = field(default_factory=lambda: [500, 1000])  # t in [t_min, t_max)
     draws: int = 4  # N, drawn anew for every step of the optimiser
-    smoothing: float = (
-        0.0  # deviation of the shift that each draw gives the prompt, in that of the vocabulary's embeddings
-    )
+    smoothing: float = 0.0  # deviation of the prompt's shift in each draw, in units of the vocabulary's own
     steps: int = 1  # optimiser steps an epoch; the prompt is projected at the end of an epoch
     # N of fixed draws by which the best prompt so far is known, from which an epoch starts; 0: from the last one.
     judge_draws: int = 0
