@@ -62,6 +62,8 @@ def compose_config(overrides: list[str]) -> DictConfig:
         raise UserError(f"{' '.join(nulls)}: {_one_line(error)}") from error
     except AttributeError as error:  # key={...} where the method has null, and OmegaConf does not say so
         groups = [word for word in overrides if "={" in word]
+        if not groups:
+            raise
         raise UserError(f"{' '.join(groups)}: give such keys in a file of configs/method/, not here") from error
 
 
