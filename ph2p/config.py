@@ -93,6 +93,7 @@ def validate(cfg: DictConfig) -> None:
     if not isinstance(cfg.method.optimizer, DictConfig | None):
         raise UserError(f"method.optimizer={cfg.method.optimizer}: give its keys, as in method.optimizer.lr=0.1")
     _validate_shares(cfg.method)
+    _validate_smoothing(cfg.method)
     _validate_counts(cfg)
     _validate_projection(cfg.method)
     for key in ("method.timesteps", "evaluation.timesteps"):
@@ -118,10 +119,17 @@ def validate(cfg: DictConfig) -> None:
 def _validate_shares(method: DictConfig) -> None:
     if method.search and not 0 < method.search.share < 1:
         raise UserError(f"method.search.share={method.search.share}: give a number in (0, 1)")
-    for key in ("smoothing", "selection.margin"):
-        value = OmegaConf.select(method, key)
-        if not 0 <= value < math.inf:
-            raise UserError(f"method.{key}={value}: give a number of at least 0")
+    if not 0 <= method.selection.margin < math.inf:
+        raise UserError(f"method.selection.margin={method.selection.margin}: give a number of at least 0")
+
+
+def _validate_smoothing(method: DictConfig) -> None:
+    smoothed = method.optimizer is not None and method.objective != "clip"
+    if not 0 <= method.smoothing < math.inf or (method.smoothing and not smoothed):
+        raise UserError(
+            f"method.smoothing={method.smoothing}: give 0, or a number above it where an optimizer descends on the "
+            "denoising loss (method.objective=denoising)"
+        )
 
 
 def _validate_counts(cfg: DictConfig) -> None:
@@ -142,11 +150,6 @@ def _validate_projection(method: DictConfig) -> None:
         raise UserError(
             f"method.judge_draws={method.judge_draws}: give 0, or a number above it where an optimizer's epochs end "
             "in a projection (method.snap=true, method.straight_through=false)"
-        )
-    if method.smoothing and (method.optimizer is None or method.objective == "clip"):
-        raise UserError(
-            f"method.smoothing={method.smoothing}: give 0, or a number above it where an optimizer descends on the "
-            "denoising loss (method.objective=denoising)"
         )
     if not method.projection_scales or not all(0 < scale < math.inf for scale in method.projection_scales):
         raise UserError(f"method.projection_scales={method.projection_scales}: give numbers above 0")

@@ -180,7 +180,7 @@ WRONG = [  # the command line's words, and what the line must name
     ("method=sgd method.search={share:0.5}", "method.search={share:0.5}: give such keys in a file"),
     ("method=random method.smoothing=1", "method.smoothing=1.0"),
     ("method=pez method.smoothing=1", "method.smoothing=1.0"),
-    ("method.smoothing=-1", "method.smoothing=-1.0: give a number of at least 0"),
+    ("method.smoothing=-1", "method.smoothing=-1.0: give 0, or a number above it"),
     ("method.search.share=1.5", "method.search.share=1.5"),
     ("method.search.swaps=0", "method.search.swaps=0"),
     ("data.batch_size=0", "data.batch_size=0"),
