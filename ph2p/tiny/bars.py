@@ -79,7 +79,7 @@ def reconstruction(generator: Generator, scenes: list[world.Scene], images: Tens
 def matching(scorer: Scorer, images: Tensor, captions: list[str]) -> float:
     """Share of the images whose own caption is the most similar of all."""
     similarity = scorer.image_features(images) @ scorer.text_features(captions).T
-    return float((similarity.argmax(1).cpu() == torch.arange(len(captions))).float().mean())
+    return float((similarity.argmax(1).cpu() == torch.arange(len(captions))).double().mean())
 
 
 def caption_effect(generator: Generator, scenes: list[world.Scene], images: Tensor, draws: int = 8) -> dict[str, float]:
