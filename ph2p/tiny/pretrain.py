@@ -115,7 +115,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--scenes", type=int, default=48_000)
     parser.add_argument("--clip-steps", type=int, default=1_400)
     parser.add_argument("--vae-steps", type=int, default=1_400)
-    parser.add_argument("--unet-steps", type=int, default=8_000)
+    parser.add_argument("--unet-steps", type=int, default=16_000)
     parser.add_argument("--clip-image-steps", type=int, default=700)
     parser.add_argument(
         "--another-round",

@@ -96,7 +96,7 @@ def repaint(weights: Path, tokenizer: CLIPTokenizer, scenes: list[world.Scene], 
 
 def save_clip(stage: ClipStage, weights: Path) -> None:
     save_half(stage.model.eval(), weights / "clip")
-    stage.tokenizer.save_pretrained(weights / "clip")
+    load_tokenizer(weights).save_pretrained(weights / "clip")  # the stage's would write its padding down
     preprocessing = {
         "image_processor_type": "CLIPImageProcessor",
         "crop_size": IMAGE_SIZE,
