@@ -80,7 +80,7 @@ def run_unet(args: argparse.Namespace, scenes: Scenes, pictures: np.ndarray) -> 
 def run_clip_image(args: argparse.Namespace, scenes: Scenes, pictures: np.ndarray) -> None:
     stage = ClipImageStage(args.seed, args.clip_image_steps, scenes, pictures, args.weights, earlier_clip(args))
     train(stage, args)
-    save_clip(stage, args.weights)
+    save_clip(stage.model, args.weights)
 
 
 PARTS = {  # stage: the folder of what it makes, and what runs it

@@ -94,9 +94,9 @@ def repaint(weights: Path, tokenizer: CLIPTokenizer, scenes: list[world.Scene], 
     return np.concatenate(parts)
 
 
-def save_clip(stage: ClipStage, weights: Path) -> None:
-    save_half(stage.model.eval(), weights / "clip")
-    load_tokenizer(weights).save_pretrained(weights / "clip")  # the stage's would write its padding down
+def save_clip(model: CLIPModel, weights: Path) -> None:
+    save_half(model.eval(), weights / "clip")
+    load_tokenizer(weights).save_pretrained(weights / "clip")  # one that was used would write its padding down
     preprocessing = {
         "image_processor_type": "CLIPImageProcessor",
         "crop_size": IMAGE_SIZE,

@@ -50,7 +50,8 @@ class UNetStage(Stage):
         super().__init__(seed, steps)
         self.scenes, self.tokenizer = scenes, tokenizer
         small = np.array([all(thing.size == "small" for thing in scene.things) for scene in scenes])
-        self._chances = np.where(small, self.small_scenes, 1) / np.where(small, self.small_scenes, 1).sum()  # (S,)
+        frequency = np.where(small, self.small_scenes, 1)  # (S,)
+        self._chances = frequency / frequency.sum()
         self._latents, self._objects = latents, objects  # (S, 20, 8, 8), (S, 1, 8, 8); kept out of the checkpoint
         self.scheduler = make_scheduler()
         self.model = nn.ModuleDict({"unet": make_unet(), "text_encoder": text_encoder.train().requires_grad_(True)})
