@@ -1,6 +1,6 @@
 """Find the prompts of images: `python train.py data=folder data.path=my_images`; `--help` shows every key."""
 
-from ph2p.stopping import listen
+from ph2p.run.stopping import listen
 
 listen()  # before the slow imports: a signal to stop that comes first would kill, and nobody would requeue the job
 
@@ -14,9 +14,9 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from ph2p.config import check, config_dir, load_config, register
+from ph2p.config.compose import check, config_dir, load_config, register
+from ph2p.config.help import help_text
 from ph2p.errors import UserError
-from ph2p.help import help_text
 
 codes: list[int] = []  # an exit code for every job that Hydra started
 
@@ -24,7 +24,7 @@ codes: list[int] = []  # an exit code for every job that Hydra started
 @hydra.main(version_base="1.3", config_path=str(config_dir()), config_name="train")
 def with_hydra(cfg: DictConfig) -> None:
     """Serve what needs Hydra's own command line: --cfg, --multirun."""
-    from ph2p.engine import run
+    from ph2p.run.engine import run
 
     try:
         check(cfg)
@@ -57,7 +57,7 @@ def dispatch(argv: list[str]) -> int:
         with_hydra()
         return max(codes, default=0)
     cfg = load_config(argv)
-    from ph2p.engine import run  # after the check: a typo is answered at once, without loading torch
+    from ph2p.run.engine import run
 
     return run(cfg)
 

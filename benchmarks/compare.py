@@ -18,12 +18,12 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from ph2p.config import config_dir, load_config
+from ph2p.config.compose import config_dir, load_config
 from ph2p.data import WorldTargets
 from ph2p.errors import UserError
-from ph2p.loading import load_inverter
-from ph2p.measurement import Inversion, as_record
-from ph2p.metrics import confidence_interval
+from ph2p.evaluation.metrics import confidence_interval
+from ph2p.evaluation.result import Inversion, as_record
+from ph2p.run.build import load_inverter
 
 COLUMNS = {
     "regret": ("median regret", np.median),

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
-from ph2p.records import read_results
+from ph2p.report.records import read_results
 
 SIDE, GAP, TEXT = 128, 12, 300  # pixels: a picture, the space between things, the prompt's column
 

@@ -17,10 +17,10 @@ import diffusers
 import torch
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
-from ph2p.data import make_draws
-from ph2p.generators import FAMILIES, Generator
-from ph2p.objectives import denoising_loss
-from ph2p.pretrained import import_pipeline
+from ph2p.inversion.draws import make_draws
+from ph2p.inversion.objectives import denoising_loss
+from ph2p.models.generators import FAMILIES, Generator
+from ph2p.models.pretrained import import_pipeline
 
 WORDS = ("red", "dog", "sky", "car", "sun", "sea", "cat", "hat")  # one prompt of eight tokens
 TOKENS, LENGTH = 49408, 77  # of CLIP's vocabulary and context

@@ -7,9 +7,9 @@ import argparse
 import resource
 import time
 
-from ph2p.config import load_config
+from ph2p.config.compose import load_config
 from ph2p.data import WorldTargets
-from ph2p.loading import load_inverter
+from ph2p.run.build import load_inverter
 
 
 def main() -> None:

@@ -9,20 +9,20 @@ from typing import Any
 
 __version__ = "0.1.0"
 _HOME = {
-    "invert": "engine",
-    "load_inverter": "loading",
-    "load_config": "config",
-    "load_generator": "generators",
-    "load_scorer": "scorer",
-    "Generator": "generators",
-    "Vocabulary": "vocabulary",
-    "BatchedLBFGS": "optim",
-    "PromptInversion": "inversion",
-    "DelayedProjection": "callbacks",
-    "Inversion": "measurement",
+    "invert": "api",
+    "load_inverter": "run.build",
+    "load_config": "config.compose",
+    "load_generator": "models.generators",
+    "load_scorer": "models.scorer",
+    "Generator": "models.generators",
+    "Vocabulary": "models.vocabulary",
+    "BatchedLBFGS": "inversion.lbfgs",
+    "PromptInversion": "inversion.module",
+    "DelayedProjection": "inversion.projection",
+    "Inversion": "evaluation.result",
     "Inverter": "inverter",
     "UserError": "errors",
-    "write_report": "report",
+    "write_report": "report.table",
 }
 __all__ = sorted(_HOME)
 

@@ -10,21 +10,27 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from omegaconf import DictConfig
 from torch import Tensor
 
-from ph2p import stopping
-from ph2p.batch import Batch
-from ph2p.callbacks import CandidateHistory, DelayedProjection, EpochProgress, SaveProgress
-from ph2p.checkpoint import BatchCheckpoint
-from ph2p.config import plan
-from ph2p.data import Draws, InversionData, Target, TargetError, make_draws
-from ph2p.evaluation import Candidate, Pool, guidance_options, rank_finalists, shortlist, validate_candidates
-from ph2p.generators import Generator
-from ph2p.inversion import PromptInversion
-from ph2p.logs import LogCurves, RunLog
-from ph2p.measurement import Inversion, Measurement
-from ph2p.objectives import ClipObjective, DenoisingObjective, candidate_losses
-from ph2p.scorer import Scorer
-from ph2p.search import greedy_swaps
-from ph2p.strategy import trainer_options
+from ph2p.config.budget import plan
+from ph2p.data import Target, TargetError
+from ph2p.evaluation.measurement import Measurement
+from ph2p.evaluation.result import Inversion
+from ph2p.inversion.batch import Batch
+from ph2p.inversion.draws import Draws, make_draws
+from ph2p.inversion.history import CandidateHistory
+from ph2p.inversion.module import PromptInversion
+from ph2p.inversion.objectives import ClipObjective, DenoisingObjective, candidate_losses
+from ph2p.inversion.projection import DelayedProjection
+from ph2p.inversion.search import greedy_swaps
+from ph2p.inversion.selection import Candidate, Pool, rank_finalists, shortlist, validate_candidates
+from ph2p.inversion.steps import InversionData
+from ph2p.models.generators import Generator
+from ph2p.models.painting import guidance_options
+from ph2p.models.scorer import Scorer
+from ph2p.run import stopping
+from ph2p.run.checkpoint import BatchCheckpoint
+from ph2p.run.logs import LogCurves, RunLog
+from ph2p.run.ranks import trainer_options
+from ph2p.run.session import EpochProgress, SaveProgress
 
 Report = Callable[[float, str], None]  # the finished share of a batch in [0, 1], and what is happening
 

@@ -29,7 +29,7 @@ def model_overrides(tmp_path_factory) -> list[str]:
 @pytest.fixture(scope="session")
 def generator(model_overrides):
     """The random pipeline in float64, where rounding does not decide between two tokens."""
-    from ph2p.generators import load_generator
+    from ph2p.models.generators import load_generator
 
     return load_generator(model_overrides[0].partition("=")[2], dtype=torch.float64)
 
@@ -37,9 +37,9 @@ def generator(model_overrides):
 @pytest.fixture(scope="session")
 def inverter_of(model_overrides, generator) -> Callable:
     """Make an `Inverter` of the random models from the command line's words; a few seconds' work an image."""
-    from ph2p.config import load_config
+    from ph2p.config.compose import load_config
     from ph2p.inverter import Inverter
-    from ph2p.scorer import load_scorer
+    from ph2p.models.scorer import load_scorer
 
     scorer = load_scorer(model_overrides[1].partition("=")[2])
     small = ["debug=quick", "method.prompt_length=4", "method.selection.shortlist=6", "trainer=cpu"]

@@ -14,10 +14,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ph2p import engine, stopping
-from ph2p.config import load_config
+from ph2p.config.compose import load_config
 from ph2p.data import load_image
-from ph2p.records import read_results
+from ph2p.report.records import read_results
+from ph2p.run import engine, stopping
 
 QUICK = [
     *("debug=quick", "data=folder", "data.batch_size=2", "trainer=cpu", "evaluation.draws=2", "generator.steps=1"),

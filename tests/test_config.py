@@ -15,13 +15,14 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 
-from ph2p.config import config_dir, load_config, plan
+from ph2p.config.budget import plan
+from ph2p.config.compose import config_dir, load_config
+from ph2p.config.schema import MethodConfig
 from ph2p.data import Targets
 from ph2p.errors import UserError
-from ph2p.loading import load_inverter
-from ph2p.logs import RunLog, make_loggers
-from ph2p.schema import MethodConfig
-from ph2p.tiny.coco import write_coco
+from ph2p.run.build import load_inverter
+from ph2p.run.logs import RunLog, make_loggers
+from ph2p.world.coco import write_coco
 
 
 def options(group: str) -> list[str]:

@@ -13,8 +13,10 @@ from lightning.pytorch import LightningModule, Trainer
 from PIL import Image
 
 from ph2p import data
-from ph2p.data import Draws, FolderTargets, InversionData, TargetError, WorldTargets, make_draws, slug
+from ph2p.data import FolderTargets, TargetError, WorldTargets, slug
 from ph2p.errors import UserError
+from ph2p.inversion.draws import Draws, make_draws
+from ph2p.inversion.steps import InversionData
 
 SIZE = 16
 RED = (200, 40, 20)
@@ -318,7 +320,7 @@ def test_draws_depend_on_seed_image_and_key():
 
 def test_draws_are_the_same_in_another_process():
     code = (
-        "from ph2p.data import make_draws;"
+        "from ph2p.inversion.draws import make_draws;"
         "draws = make_draws(0, ['a', 'ü'], ('epoch', 3, 'step', 0), 5, (500, 1000), (3, 2, 2));"
         "print(draws.timesteps.tolist())"
     )

@@ -19,8 +19,8 @@ from ph2p.data import CaptionedTargets, CocoTargets, ShardTargets, TargetError, 
 from ph2p.data.shards import INDEX_SUFFIX, expand_braces
 from ph2p.data.targets import chosen
 from ph2p.errors import UserError
-from ph2p.records import read_results
-from ph2p.tiny.coco import write_coco
+from ph2p.report.records import read_results
+from ph2p.world.coco import write_coco
 
 SIZE = 16
 

@@ -4,19 +4,12 @@ import numpy as np
 import pytest
 import torch
 
-from ph2p.data import make_draws
-from ph2p.evaluation import (
-    Candidate,
-    Pool,
-    guidance_options,
-    paint,
-    rank_finalists,
-    shortlist,
-    text_losses,
-    validate_candidates,
-)
-from ph2p.metrics import ImageSimilarity, confidence_interval, regret, word_recall
-from ph2p.objectives import candidate_losses
+from ph2p.evaluation.metrics import ImageSimilarity, confidence_interval, regret, word_recall
+from ph2p.evaluation.texts import text_losses
+from ph2p.inversion.draws import make_draws
+from ph2p.inversion.objectives import candidate_losses
+from ph2p.inversion.selection import Candidate, Pool, rank_finalists, shortlist, validate_candidates
+from ph2p.models.painting import guidance_options, paint
 
 
 def ids_of(generator, *tokens: str) -> list[int]:

@@ -9,11 +9,11 @@ from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
 from pipelines import FAMILY_BUILDERS, SD_SCHEDULE, save_family
 from torch.overrides import TorchFunctionMode
 
-from ph2p.data import Draws, make_draws
 from ph2p.errors import UserError
-from ph2p.generators import load_generator
-from ph2p.generators.schedules import stable_diffusion_alphas
-from ph2p.objectives import DenoisingObjective, denoising_loss
+from ph2p.inversion.draws import Draws, make_draws
+from ph2p.inversion.objectives import DenoisingObjective, denoising_loss
+from ph2p.models.generators import load_generator
+from ph2p.models.generators.schedules import stable_diffusion_alphas
 
 FLOWS = ("sd3", "flux", "flux_schnell")
 TEXTS = ["red square above a dog", "small blue circle below dogs"]

@@ -11,10 +11,10 @@ from checkpoints import prediction, save_checkpoint, save_lora
 from pipelines import save_family, save_pipeline
 from safetensors.torch import load_file, save_file
 
-from ph2p.config import load_config
+from ph2p.config.compose import load_config
 from ph2p.errors import UserError
-from ph2p.generators import load_generator
-from ph2p.loading import load_inverter
+from ph2p.models.generators import load_generator
+from ph2p.run.build import load_inverter
 
 TEXT = "red dog"
 

@@ -8,8 +8,8 @@ from pipelines import LENGTH, save_pipeline
 from safetensors.torch import load_file, save_file
 
 from ph2p.errors import UserError
-from ph2p.frozen import soft_prompt
-from ph2p.generators import load_generator
+from ph2p.models.frozen import soft_prompt
+from ph2p.models.generators import load_generator
 
 ZERO_SNR = dict(prediction_type="v_prediction", rescale_betas_zero_snr=True, timestep_spacing="trailing")
 

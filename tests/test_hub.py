@@ -17,8 +17,8 @@ from pipelines import save_clip, save_family, save_pipeline
 from runs import QUICK, found, make_pictures
 
 from ph2p.errors import UserError
-from ph2p.generators import load_generator
-from ph2p.scorer import load_scorer
+from ph2p.models.generators import load_generator
+from ph2p.models.scorer import load_scorer
 
 ROOT = Path(__file__).resolve().parents[1]
 WEIGHTS = "unet/diffusion_pytorch_model.safetensors"

@@ -10,14 +10,16 @@ from PIL import Image
 
 from ph2p import invert
 from ph2p import inverter as inverter_module
-from ph2p.batch import Batch
-from ph2p.callbacks import DelayedProjection
-from ph2p.config import plan
-from ph2p.data import InversionData, TargetError, make_draws
+from ph2p.config.budget import plan
+from ph2p.data import TargetError
 from ph2p.errors import UserError
-from ph2p.inversion import PromptInversion
-from ph2p.objectives import DenoisingObjective, candidate_losses
-from ph2p.optim import BatchedLBFGS
+from ph2p.inversion.batch import Batch
+from ph2p.inversion.draws import make_draws
+from ph2p.inversion.lbfgs import BatchedLBFGS
+from ph2p.inversion.module import PromptInversion
+from ph2p.inversion.objectives import DenoisingObjective, candidate_losses
+from ph2p.inversion.projection import DelayedProjection
+from ph2p.inversion.steps import InversionData
 
 WINDOW = (500, 1000)
 SCALES = (0.5, 1.0, 2.0)

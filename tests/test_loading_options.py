@@ -9,7 +9,7 @@ from checkpoints import TEXT, prediction
 from pipelines import save_family, save_pipeline
 
 from ph2p.errors import UserError
-from ph2p.generators import load_generator
+from ph2p.models.generators import load_generator
 
 
 @pytest.fixture(scope="module")

@@ -10,13 +10,14 @@ import torch
 from lightning.pytorch.loggers.logger import DummyLogger
 from pipelines import EOS
 
-from ph2p.config import load_config
+from ph2p.config.compose import load_config
 from ph2p.errors import UserError
-from ph2p.evaluation import readable
-from ph2p.logs import FIGURES, RunLog, make_loggers
-from ph2p.measurement import as_record
-from ph2p.metrics import rouge
-from ph2p.results import ResultsFolder, as_json
+from ph2p.evaluation.metrics import rouge
+from ph2p.evaluation.result import as_record
+from ph2p.evaluation.texts import readable
+from ph2p.files import as_json
+from ph2p.run.logs import FIGURES, RunLog, make_loggers
+from ph2p.run.results import ResultsFolder
 
 
 def test_the_table_is_only_ever_added_to(tmp_path):

@@ -7,11 +7,12 @@ import torch
 from runs import QUICK, make_pictures
 
 from ph2p import load_config, load_inverter
-from ph2p.data import Target, load_image, make_draws
+from ph2p.data import Target, load_image
 from ph2p.errors import UserError
-from ph2p.evaluation import text_losses
-from ph2p.memory import MicroBatch, parts
-from ph2p.optim import BatchedLBFGS
+from ph2p.evaluation.texts import text_losses
+from ph2p.inversion.draws import make_draws
+from ph2p.inversion.lbfgs import BatchedLBFGS
+from ph2p.models.microbatch import MicroBatch, parts
 
 WORDS = [
     *QUICK,

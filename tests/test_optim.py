@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
-from ph2p.line_search import Point, advance, begin
-from ph2p.optim import LINE_SEARCHES, BatchedLBFGS, History
+from ph2p.inversion.lbfgs import LINE_SEARCHES, BatchedLBFGS, History
+from ph2p.inversion.line_search import Point, advance, begin
 
 torch.set_num_threads(1)
 double = torch.float64

@@ -6,14 +6,15 @@ import numpy as np
 import pytest
 import torch
 
-from ph2p.generators import load_generator
-from ph2p.scorer import load_scorer
-from ph2p.tiny import pretrain, world
-from ph2p.tiny.drawing import render
+from ph2p.models.generators import load_generator
+from ph2p.models.scorer import load_scorer
+from ph2p.tiny import pretrain
 from ph2p.tiny.recipe.image_tower import ClipImageStage
 from ph2p.tiny.recipe.scenes import to_unit
 from ph2p.tiny.recipe.stage import STAGES, fit
 from ph2p.tiny.recipe.vae import VaeStage, principal_components
+from ph2p.world import scenes as world
+from ph2p.world.drawing import render
 
 PRECISION = "32-true"  # bfloat16 is ten times slower on CPUs that lack it
 PICTURES = np.stack([render(world.scene("train", index)) for index in range(8)])

@@ -17,9 +17,9 @@ from runs import SMALL, Runner, ended, found, lines, make_pictures
 
 from ph2p import invert
 from ph2p.errors import UserError
-from ph2p.records import read_results
-from ph2p.schedule import batches, share
-from ph2p.strategy import IndependentRanks, check_environment
+from ph2p.report.records import read_results
+from ph2p.run.ranks import IndependentRanks, check_environment
+from ph2p.run.shares import batches, share
 
 TRAIN = Path(__file__).resolve().parents[1] / "train.py"
 

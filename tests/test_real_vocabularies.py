@@ -9,9 +9,9 @@ import pytest
 import torch
 from transformers import AutoTokenizer, CLIPTokenizer
 
-from ph2p.config import load_config
-from ph2p.tokens import TokenFilter, read_words
-from ph2p.vocabulary import Vocabulary
+from ph2p.config.compose import load_config
+from ph2p.models.tokens import TokenFilter, read_words
+from ph2p.models.vocabulary import Vocabulary
 
 PROMPTS, LENGTH = 500, 8
 

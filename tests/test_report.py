@@ -13,11 +13,11 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from ph2p import chart as charts
+from ph2p.report import chart as charts
 from ph2p.errors import UserError
-from ph2p.page import SHRUNK_SIDE
-from ph2p.records import read_results
-from ph2p.report import summary_table, write_report
+from ph2p.report.page import SHRUNK_SIDE
+from ph2p.report.records import read_results
+from ph2p.report.table import summary_table, write_report
 
 HOSTILE = """<script>alert("x")</script> 'quoted' & "double" </p> {{ 7 * 7 }} [red]bold[/red] 🌟"""
 VOID = {"meta", "img", "br", "link", "input", "hr"}

@@ -12,11 +12,12 @@ import pytest
 import torch
 from runs import QUICK, SMALL, Runner, found, kill_after, lines, make_pictures
 
-from ph2p import engine, inverter
-from ph2p.checkpoint import BatchCheckpoint
+from ph2p import inverter
 from ph2p.errors import UserError
-from ph2p.inversion import PromptInversion
-from ph2p.results import ResultsFolder
+from ph2p.inversion.module import PromptInversion
+from ph2p.run import engine
+from ph2p.run.checkpoint import BatchCheckpoint
+from ph2p.run.results import ResultsFolder
 
 SHM = Path("/dev/shm")  # in memory: a checkpoint is flushed to the disk after every epoch
 
@@ -231,7 +232,7 @@ def test_a_broken_checkpoint_gives_one_line(tmp_path):
 
 
 def test_torn_lines_are_completed_or_removed(tmp_path):
-    from ph2p.config import load_config
+    from ph2p.config.compose import load_config
 
     cfg, whole = load_config([]), json.dumps({"image_id": "a", "status": "ok"})
     part = tmp_path / "results" / "part-00000.jsonl"
@@ -245,9 +246,9 @@ def test_torn_lines_are_completed_or_removed(tmp_path):
 
 
 def test_two_runs_do_not_write_the_same_part(tmp_path, monkeypatch):
-    from ph2p.config import load_config
+    from ph2p.config.compose import load_config
 
-    monkeypatch.setattr("ph2p.results.LOCK_PATIENCE", 0.1)
+    monkeypatch.setattr("ph2p.run.results.LOCK_PATIENCE", 0.1)
     first = ResultsFolder(tmp_path, load_config([]))
     with pytest.raises(UserError, match="another run is writing it"):
         ResultsFolder(tmp_path, load_config([]))

@@ -23,10 +23,10 @@ from transformers import (
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
-from ph2p.config import load_config
+from ph2p.config.compose import load_config
 from ph2p.errors import UserError
-from ph2p.loading import load_inverter
-from ph2p.scorer import Preprocessing, load_scorer
+from ph2p.models.scorer import Preprocessing, load_scorer
+from ph2p.run.build import load_inverter
 
 SENTENCES = ["a red dog", "a small blue circle above the green square", "dogs below a red circle", "red square"]
 TEXTS = ["red dog", "A small blue circle", "red " * 100]

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from ph2p.data import make_draws
-from ph2p.objectives import DenoisingObjective, candidate_losses
-from ph2p.search import greedy_swaps, swap_scores
+from ph2p.inversion.draws import make_draws
+from ph2p.inversion.objectives import DenoisingObjective, candidate_losses
+from ph2p.inversion.search import greedy_swaps, swap_scores
 
 
 @pytest.fixture(scope="module")

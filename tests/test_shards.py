@@ -12,8 +12,8 @@ from torch.testing import assert_close
 from transformers import CLIPModel
 
 from ph2p.errors import UserError
-from ph2p.generators import load_generator
-from ph2p.scorer import load_scorer
+from ph2p.models.generators import load_generator
+from ph2p.models.scorer import load_scorer
 
 SHARDS = ("unet", "transformer", "text_encoder", "text_encoder_2", "text_encoder_3")
 

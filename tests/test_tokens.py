@@ -4,11 +4,11 @@ import pytest
 import torch
 from pipelines import WORDS, save_tokenizer
 
-from ph2p.config import load_config
+from ph2p.config.compose import load_config
 from ph2p.errors import UserError
-from ph2p.loading import load_inverter
-from ph2p.tokens import TokenFilter, read_words
-from ph2p.vocabulary import Vocabulary
+from ph2p.models.tokens import TokenFilter, read_words
+from ph2p.models.vocabulary import Vocabulary
+from ph2p.run.build import load_inverter
 
 
 @pytest.mark.parametrize(

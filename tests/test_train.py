@@ -20,7 +20,7 @@ from PIL import Image
 from ph2p import invert, load_config, load_inverter
 from ph2p.data import slug
 from ph2p.errors import UserError
-from ph2p.records import read_results
+from ph2p.report.records import read_results
 
 TRAIN = Path(__file__).resolve().parents[1] / "train.py"
 SMALL = [
@@ -268,7 +268,7 @@ def test_ctrl_c_within_a_fit_is_told_from_a_failure(monkeypatch, capsys):
         except KeyboardInterrupt:
             sys.exit(1)  # as Lightning does
 
-    monkeypatch.setattr("ph2p.engine.run", fit)
+    monkeypatch.setattr("ph2p.run.engine.run", fit)
     assert runpy.run_path(str(TRAIN))["main"]([]) == 130
     assert capsys.readouterr().err == "stopped; the same command continues\n"
 

@@ -5,8 +5,8 @@ import torch
 from pipelines import WORDS, save_tokenizer
 
 from ph2p.errors import UserError
-from ph2p.tokens import read_words
-from ph2p.vocabulary import Vocabulary
+from ph2p.models.tokens import read_words
+from ph2p.models.vocabulary import Vocabulary
 
 
 @pytest.fixture(scope="module")

@@ -8,10 +8,11 @@ import pytest
 import torch
 
 from ph2p import invert, load_config, load_inverter
-from ph2p.config import PACKAGE
+from ph2p.config.compose import PACKAGE
 from ph2p.data import WorldTargets
-from ph2p.tiny import bars, world
-from ph2p.tiny.drawing import render
+from ph2p.tiny import bars
+from ph2p.world import scenes as world
+from ph2p.world.drawing import render
 
 WEIGHTS = PACKAGE / "tiny" / "weights"
 OPTIONS = ["generator.steps=15", "evaluation.renders=1"]

@@ -5,10 +5,10 @@ import re
 import numpy as np
 import pytest
 
-from ph2p.metrics import word_recall
-from ph2p.tiny import world
-from ph2p.tiny.captions import attribute_words, canonical_caption, random_caption
-from ph2p.tiny.drawing import object_mask, render
+from ph2p.evaluation.metrics import word_recall
+from ph2p.world import scenes as world
+from ph2p.world.captions import attribute_words, canonical_caption, random_caption
+from ph2p.world.drawing import object_mask, render
 
 
 def test_scenes_are_functions_of_their_key_and_splits_are_apart() -> None:

@@ -15,13 +15,14 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from ph2p.data import Draws, make_draws
-from ph2p.evaluation import paint, text_losses
-from ph2p.generators import Generator, load_generator
-from ph2p.scorer import Scorer, load_scorer
-from ph2p.tiny import world
-from ph2p.tiny.captions import canonical_caption
-from ph2p.tiny.drawing import object_mask, render
+from ph2p.evaluation.texts import text_losses
+from ph2p.inversion.draws import Draws, make_draws
+from ph2p.models.generators import Generator, load_generator
+from ph2p.models.painting import paint
+from ph2p.models.scorer import Scorer, load_scorer
+from ph2p.world import scenes as world
+from ph2p.world.captions import canonical_caption
+from ph2p.world.drawing import object_mask, render
 
 # Figure: (bound, True if the figure must be at least the bound, what it is).
 BARS: dict[str, tuple[float, bool, str]] = {

@@ -16,7 +16,6 @@ import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from transformers import CLIPModel
 
-from ph2p.tiny import world
 from ph2p.tiny.bars import measure, show
 from ph2p.tiny.recipe.clip import ClipStage, clip_config, load_text_encoder, text_tower
 from ph2p.tiny.recipe.image_tower import ClipImageStage, save_clip
@@ -25,6 +24,7 @@ from ph2p.tiny.recipe.stage import STAGES, Stage, fit, save_half
 from ph2p.tiny.recipe.tokenizer import load_tokenizer, train_tokenizer
 from ph2p.tiny.recipe.unet import UNetStage, object_patches, save_pipeline
 from ph2p.tiny.recipe.vae import VaeStage, encode_all
+from ph2p.world import scenes as world
 
 Scenes = list[world.Scene]
 

@@ -7,11 +7,11 @@ import torch
 from torch import Tensor
 from transformers import CLIPConfig, CLIPModel, CLIPTextModel, CLIPTokenizer
 
-from ph2p.tiny import world
-from ph2p.tiny.captions import random_caption
 from ph2p.tiny.recipe.scenes import IMAGE_SIZE, to_unit
 from ph2p.tiny.recipe.stage import Stage
 from ph2p.tiny.recipe.tokenizer import CONTEXT_LENGTH, tokenize
+from ph2p.world import scenes as world
+from ph2p.world.captions import random_caption
 
 
 def clip_config(tokenizer: CLIPTokenizer) -> CLIPConfig:

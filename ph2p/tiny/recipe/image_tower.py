@@ -9,14 +9,14 @@ import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from transformers import CLIPModel, CLIPTokenizer
 
-from ph2p.tiny import world
-from ph2p.tiny.captions import canonical_caption
-from ph2p.tiny.drawing import render
 from ph2p.tiny.recipe.clip import ClipStage, load_text_encoder, set_text_tower
 from ph2p.tiny.recipe.scenes import IMAGE_SIZE, to_unit
 from ph2p.tiny.recipe.stage import save_half
 from ph2p.tiny.recipe.tokenizer import load_tokenizer, tokenize
 from ph2p.tiny.recipe.unet import make_scheduler
+from ph2p.world import scenes as world
+from ph2p.world.captions import canonical_caption
+from ph2p.world.drawing import render
 
 
 class ClipImageStage(ClipStage):

@@ -6,8 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ph2p.tiny import world
-from ph2p.tiny.drawing import render
+from ph2p.world import scenes as world
+from ph2p.world.drawing import render
 
 IMAGE_SIZE = 64
 

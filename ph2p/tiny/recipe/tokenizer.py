@@ -10,8 +10,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from torch import Tensor
 from transformers import CLIPTokenizer
 
-from ph2p.tiny import world
-from ph2p.tiny.captions import canonical_caption, random_caption
+from ph2p.world import scenes as world
+from ph2p.world.captions import canonical_caption, random_caption
 
 CONTEXT_LENGTH = 32
 

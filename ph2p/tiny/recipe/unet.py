@@ -10,12 +10,12 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from ph2p.tiny import world
-from ph2p.tiny.captions import canonical_caption, random_caption
 from ph2p.tiny.recipe.scenes import IMAGE_SIZE
 from ph2p.tiny.recipe.stage import Stage
 from ph2p.tiny.recipe.tokenizer import load_tokenizer, tokenize
 from ph2p.tiny.recipe.vae import LATENT_CHANNELS, start_linear
+from ph2p.world import scenes as world
+from ph2p.world.captions import canonical_caption, random_caption
 
 
 class UNetStage(Stage):

@@ -1,0 +1,43 @@
+"""What a budget buys."""
+
+import math
+from dataclasses import dataclass
+
+from ph2p.config import schema
+from ph2p.errors import UserError
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a budget buys: epochs of the optimiser and rounds of the search."""
+
+    epochs: int
+    rounds: int
+
+
+def plan(method: schema.MethodConfig) -> Plan:
+    """Share a method's budget between optimisation, search and selection.
+
+    The selection costs shortlist x draws forward samples, and finalists x steps x 2 for the renderings (twice
+    for the guidance); an evaluation of the objective N forward and N backward samples a restart, judging the start or
+    one of an epoch's projections `judge_draws` forward samples a restart. A CLIP evaluation is charged like one of
+    the denoiser, so that methods of the same budget take the same number of steps.
+    Raises UserError when the budget does not pay for one epoch, or for the selection where nothing is optimised.
+    """
+    choice, search = method.selection, method.search
+    epoch_cost, judged = 0, method.judge_draws * method.restarts  # samples of judging a prompt a row
+    if method.optimizer is not None:
+        evaluations = method.steps * method.optimizer.get("max_eval", 1)
+        epoch_cost = 2 * method.draws * method.restarts * evaluations + judged * len(method.projection_scales)
+    selection = choice.shortlist * choice.draws + 2 * choice.finalists * choice.steps + judged
+    rest, enough, rounds = method.budget - selection, selection + epoch_cost, 0
+    if search:
+        start = choice.shortlist * search.draws + search.starts * search.draws
+        round_cost = search.starts * search.draws * (2 + search.swaps)
+        rounds = max(0, int((rest * search.share - start) // round_cost))
+        rest -= start + rounds * round_cost
+        # A larger budget buys more rounds too; with this much an epoch is left whether there are any or not.
+        enough = selection + max(start + epoch_cost, math.ceil(epoch_cost / (1 - search.share)))
+    if rest < epoch_cost:
+        raise UserError(f"method.budget={method.budget}: too small for this method; give {enough} samples or more")
+    return Plan(rest // epoch_cost if epoch_cost else 0, rounds)

@@ -1,0 +1,51 @@
+"""The hard prompts that an optimisation visits."""
+
+from typing import Any
+
+import lightning as L
+from torch import Tensor
+
+from ph2p.inversion.module import PromptInversion
+
+
+class CandidateHistory(L.Callback):
+    """Keep every hard prompt that was visited, with a loss to rank it by; the starting tokens come first.
+
+    `token_ids` lists (B, M) and `losses` (B,), an entry an epoch; `curve` lists each epoch's last losses (B,).
+    Where the projection has a judge (`judged`), a candidate's loss is the judge's. Else, with `snap`, an epoch's
+    first evaluation is at the last candidate, so that is its loss; without, it is the loss of the epoch that the
+    candidate was projected from; both as the method smooths them. What is not known yet is infinite.
+    Must stand after `DelayedProjection` in the trainer's list of callbacks.
+    """
+
+    def __init__(self, snap: bool, judged: bool = False) -> None:
+        self.snap, self.judged = snap, judged
+        self.token_ids: list[Tensor] = []
+        self.losses: list[Tensor] = []
+        self.curve: list[Tensor] = []
+
+    def on_train_start(self, trainer: L.Trainer, module: PromptInversion) -> None:
+        if not self.token_ids:  # else the fit goes on from a checkpoint
+            self.record_start(module)
+
+    def record_start(self, module: PromptInversion) -> None:
+        """Note the tokens that the rows start from; all that there is to note where nothing is optimised."""
+        self._note(module.token_ids, module.token_losses)
+
+    def on_train_epoch_end(self, trainer: L.Trainer, module: PromptInversion) -> None:
+        if not self.judged and (self.snap or len(self.losses) == 1):
+            self.losses[-1] = module.first_losses.to("cpu", copy=True)
+        self._note(module.token_ids, module.token_losses if self.snap else module.losses)
+        self.curve.append(module.losses.to("cpu", copy=True))
+
+    def _note(self, token_ids: Tensor, losses: Tensor) -> None:
+        self.token_ids.append(token_ids.to("cpu", copy=True))
+        self.losses.append(losses.to("cpu", copy=True))
+
+    def state_dict(self) -> dict[str, Any]:
+        """For the checkpoint: all that was noted."""
+        return {"token_ids": self.token_ids, "losses": self.losses, "curve": self.curve}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take over what `state_dict` gave."""
+        self.token_ids, self.losses, self.curve = (list(state[key]) for key in ("token_ids", "losses", "curve"))

@@ -1,0 +1,93 @@
+"""Prompt inversion as a LightningModule whose only parameter is the prompt.
+
+Read this file, then `callbacks.py` (projection at the end of each epoch) and `optim.py` (the L-BFGS).
+"""
+
+from collections.abc import Callable
+
+import lightning as L
+import torch
+from torch import Tensor, nn
+
+from ph2p.inversion.draws import Draws
+from ph2p.models.microbatch import MicroBatch, parts
+from ph2p.models.vocabulary import Vocabulary
+
+Objective = Callable[[Tensor, Tensor, Tensor, Draws], Tensor]
+OptimizerFactory = Callable[[list[nn.Parameter]], torch.optim.Optimizer]
+
+
+class PromptInversion(L.LightningModule):
+    """The prompts of one image batch, optimised in the embedding space; row b is a problem of its own.
+
+    `objective(prompt (B, M, D), token_ids (B, M), latents, draws)` gives losses (B,). With `straight_through`
+    the objective sees the nearest tokens at every evaluation while the gradient moves the continuous prompt
+    (PEZ, arXiv 2302.03668, algorithm 1); without, the prompt stays continuous until a callback projects it.
+    A closure sends at most as many rows as `microbatch` allows through the objective at once.
+    The objective's models are held by reference: they are frozen, and a checkpoint holds the prompt alone.
+    """
+
+    def __init__(
+        self,
+        objective: Objective,
+        vocabulary: Vocabulary,
+        token_ids: Tensor,
+        optimizer: OptimizerFactory,
+        straight_through: bool = False,
+        microbatch: MicroBatch | None = None,
+        token_losses: Tensor | None = None,
+    ) -> None:
+        super().__init__()
+        self.automatic_optimization = False  # the losses are (B,), and the optimiser calls back for more
+        self._frozen = (objective, vocabulary)  # a tuple hides them from state_dict()
+        self._optimizer_factory = optimizer
+        self.microbatch = microbatch or MicroBatch()
+        self.straight_through = straight_through
+        self.prompt = nn.Parameter(vocabulary.embed(token_ids).clone())  # (B, M, D)
+        self.register_buffer("token_ids", token_ids.clone())  # (B, M), the last projection
+        unknown = torch.full((len(token_ids),), torch.inf)
+        self.register_buffer("token_losses", unknown if token_losses is None else token_losses)  # (B,), of token_ids
+        self.register_buffer("losses", torch.full((len(token_ids),), torch.nan))  # (B,), the last step's
+        self.register_buffer("first_losses", self.losses.clone())  # (B,), where the epoch began
+        self.register_buffer("evaluations", torch.zeros((), dtype=torch.long))  # of the objective, a row
+
+    @property
+    def vocabulary(self) -> Vocabulary:
+        return self._frozen[1]
+
+    def forward(self, latents: Tensor, draws: Draws, rows: slice = slice(None)) -> Tensor:
+        """Losses (B,) of the prompts as they stand, or of some `rows`, whose latents and draws are then given."""
+        prompt = self.prompt[rows]
+        if self.straight_through:
+            self.token_ids[rows] = self.vocabulary.nearest(prompt.detach())
+            hard = self.vocabulary.embed(self.token_ids[rows])
+            prompt = hard + prompt - prompt.detach()  # the value of the tokens, the gradient of the prompt
+        return self._frozen[0](prompt, self.token_ids[rows], latents, draws)
+
+    def training_step(self, batch: tuple[Tensor, Draws], batch_index: int) -> None:
+        """One step of the optimiser on one set of draws; L-BFGS evaluates the closure many times in it."""
+        latents, draws = batch
+        optimizer, before = self.optimizers(), self.evaluations.clone()
+        shape = draws.timesteps.shape  # B, N
+
+        def evaluate(size: int) -> Tensor:
+            optimizer.zero_grad()
+            losses = torch.zeros(shape[0], dtype=self.prompt.dtype, device=self.device)  # (B,)
+            for rows, columns, share in parts(*shape, size):
+                some = share * self(latents[rows], draws[rows, columns], rows)
+                self.manual_backward(some.sum())  # rows share no parameter: the sum's gradient is each row's own
+                losses[rows] += some.detach()
+            return losses
+
+        def closure() -> Tensor:
+            losses = self.microbatch.run("gradient", shape.numel(), evaluate)
+            if batch_index == 0 and self.evaluations == before:
+                self.first_losses = losses
+            self.evaluations += 1
+            return losses
+
+        self.losses = optimizer.step(closure)
+        self.log("loss", self.losses.mean(), on_step=False, on_epoch=True, batch_size=len(latents))
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return self._optimizer_factory([self.prompt])

@@ -1,0 +1,110 @@
+"""Curves of a run while it goes on: a table in its folder, and the loggers of the configuration."""
+
+import csv
+import io
+import logging
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from hydra.utils import instantiate
+from lightning.pytorch.loggers import Logger
+from omegaconf import DictConfig
+
+from ph2p.errors import UserError
+from ph2p.files import plain_disk_errors
+from ph2p.inversion.module import PromptInversion
+
+FIGURES = ("loss", "candidate_loss", "gradient_norm", "evaluations", "search_loss")
+HEADER = ",".join(("image_id", "epoch", *FIGURES)).encode()
+EXTRAS = ("tensorboard", "wandb")
+
+
+def make_loggers(cfg: DictConfig) -> list[Logger]:
+    """The loggers that the configuration names; raises UserError where their package is missing."""
+    if not cfg.logger:
+        return []
+    try:
+        return [instantiate(cfg.logger)]
+    except Exception as error:  # Hydra wraps what a constructor raises
+        if not isinstance(error.__cause__, ModuleNotFoundError):
+            raise
+        target = cfg.logger["_target_"]
+        extra = next((name for name in EXTRAS if name in target.lower()), None)
+        if extra is None:
+            raise
+        raise UserError(f"logger={extra}: {extra} is not installed: pip install 'ph2p[{extra}]'") from error
+
+
+class RunLog:
+    """Every epoch's figures of every image, appended to `table` and given to the loggers.
+
+    The table has a line an image and epoch: image_id, epoch and `FIGURES`, empty where one is not known. The rounds
+    of a search count as epochs after the last one. The table is only ever added to; an epoch that a kill made run
+    twice stands in it twice, with the same figures. Loggers get keys as `loss/cat.png` with the epoch as step.
+    Raises UserError when the table cannot be written.
+    """
+
+    def __init__(self, table: Path, loggers: Sequence[Logger] = ()) -> None:
+        self.table, self.loggers = table, list(loggers)
+        with plain_disk_errors(table.parent.parent):
+            table.parent.mkdir(parents=True, exist_ok=True)
+            before = table.read_bytes() if table.exists() else b""
+            header, _, lines = before.partition(b"\n")
+            if header != HEADER or not before.endswith(b"\n"):  # new, of an older version, or torn
+                table.write_bytes(HEADER + b"\n" + lines[: lines.rfind(b"\n") + 1])
+        for logger in self.loggers:
+            _ = logger.experiment  # what is wrong with it shows now
+
+    def write(self, epoch: int, figures: dict[str, dict[str, float]]) -> None:
+        """Note {image id: {figure: value}} of an epoch; values that are not finite count as not known."""
+        figures = {
+            name: {key: value for key, value in row.items() if math.isfinite(value)} for name, row in figures.items()
+        }
+        with plain_disk_errors(self.table.parent.parent):
+            self._append([[name, epoch, *map(row.get, FIGURES)] for name, row in figures.items()])
+        flat = {f"{key}/{name}": value for name, row in figures.items() for key, value in row.items()}
+        for logger in self.loggers:
+            logger.log_metrics(flat, step=epoch)
+
+    def _append(self, rows: list[list[Any]]) -> None:
+        text = io.StringIO()
+        csv.writer(text, lineterminator="\n").writerows(rows)
+        with self.table.open("ab") as file:
+            file.write(text.getvalue().encode("utf-8", "backslashreplace"))
+
+    def close(self) -> None:
+        """Let the loggers write what they still hold; one that cannot costs its curves, not the run its end."""
+        for logger in self.loggers:
+            try:
+                logger.finalize("success")
+                if finish := getattr(logger.experiment, "finish", None):  # of W&B, or a next job goes on in its run
+                    finish()
+            except Exception as error:
+                logging.getLogger(__name__).warning("%s: not all curves were written: %s", type(logger).__name__, error)
+
+
+class LogCurves(L.Callback):
+    """Write each epoch of a fit to a `RunLog`; `rows` names the prompts, B of them.
+
+    `loss` is the epoch's last, `gradient_norm` that of the last evaluation (L2, over all tokens of a prompt), and
+    `evaluations` counts those of the objective since the first epoch. `candidate_loss` is that of the hard prompt
+    which the epoch began with (`snap`) or is at (straight-through); a method that never stands at one has none.
+    """
+
+    def __init__(self, log: RunLog, rows: Sequence[str], snap: bool) -> None:
+        self.run_log, self.rows, self.snap = log, list(rows), snap
+
+    @torch.no_grad()
+    def on_train_epoch_end(self, trainer: L.Trainer, module: PromptInversion) -> None:
+        figures = {"loss": module.losses.tolist()}
+        if self.snap or module.straight_through:
+            figures["candidate_loss"] = (module.losses if module.straight_through else module.first_losses).tolist()
+        if module.prompt.grad is not None:
+            figures["gradient_norm"] = module.prompt.grad.float().flatten(1).norm(dim=1).tolist()
+        figures["evaluations"] = [int(module.evaluations)] * len(self.rows)
+        by_row = {name: {key: values[row] for key, values in figures.items()} for row, name in enumerate(self.rows)}
+        self.run_log.write(trainer.current_epoch, by_row)
