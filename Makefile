@@ -1,6 +1,6 @@
 # `make` alone lists the targets. The environment in .venv is made by the first target that needs it.
 #   make demo PYTHON=python3.12       another Python for a new environment
-#   make demo ARGS=data.batch_size=2  further keys for train.py or benchmarks/compare.py
+#   make demo ARGS=batch_size=2       further keys for train.py or benchmarks/compare.py
 #   make test ARGS="-m 'not slow'"    further arguments for pytest
 
 PYTHON ?= python3

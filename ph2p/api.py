@@ -31,7 +31,7 @@ def invert(
         raise UserError("trainer.devices: invert works in this process alone; leave it at 1, and num_nodes too")
     single = isinstance(images, str | Path | Image.Image)
     some = [images] if single else list(images)
-    size, batch_size = inverter.generator.image_size, inverter.cfg.data.batch_size
+    size, batch_size = inverter.generator.image_size, inverter.cfg.batch_size
     targets = [_target(image, number, size) for number, image in enumerate(some)]
     found = [r for k in range(0, len(some), batch_size) for r in inverter(targets[k : k + batch_size])]
     if not single:

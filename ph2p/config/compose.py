@@ -1,20 +1,24 @@
-"""The configuration: composed from `configs/`, checked, and its budget planned.
+"""The configuration: composed by Hydra from `configs/` and the words of a command line, and checked.
 
-`ph2p.schema` says what each key means. Hydra checks types and unknown keys against it; `validate` checks ranges.
-Both give one line.
+`ph2p.config.schema` says what each key means. Whatever is wrong gives one line.
 """
 
+from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
+from typing import Any, cast
 
 from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
-from hydra.errors import HydraException
+from hydra.errors import HydraException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from ph2p.config import schema
+from ph2p.config.keys import options, schema_keys
 from ph2p.config.validate import validate
+from ph2p.config.words import Grammar, Word, flatten, group_words
 from ph2p.errors import UserError
 
 PACKAGE = Path(__file__).resolve().parents[1]
@@ -26,59 +30,77 @@ def config_dir() -> Path:
     return inside if inside.exists() else PACKAGE.parent / "configs"
 
 
-def register() -> None:
+def load_config(words: Sequence[str] = ()) -> schema.Config:
+    """The configuration that `key=value` words make; raises UserError, one line, for anything wrong in them."""
+    cfg = compose_config(words)
+    for key in sorted(OmegaConf.missing_keys(cfg)):
+        raise UserError(f"{key}: has no value; give {key}=...")
+    try:
+        config = cast(schema.Config, OmegaConf.to_object(cfg))
+    except OmegaConfBaseException as error:
+        raise UserError(_one_line(error, words)) from error
+    validate(config)
+    return config
+
+
+def compose_config(words: Sequence[str] = ()) -> DictConfig:
+    """The configuration as composed, its interpolations and missing values as they stand; raises UserError."""
+    grammar = grammar_of(words)
+    try:
+        return _compose([grammar.read(word) for word in words])
+    except (HydraException, OmegaConfBaseException) as error:
+        raise UserError(_one_line(error, words)) from error
+    except AttributeError as error:  # key={...} where the method has null, and OmegaConf does not say so
+        tables = [word for word in words if "={" in word]
+        if not tables:
+            raise
+        raise UserError(f"{' '.join(tables)}: give such keys in a file of configs/method/, not here") from error
+
+
+def grammar_of(words: Sequence[str]) -> Grammar:
+    """What words may say where these choose the groups' options; raises UserError for an option there is not."""
+    groups = options(config_dir())
+    chosen = group_words(words, groups)
+    try:
+        return Grammar(_values(tuple(chosen)), groups)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise UserError(_one_line(error, words)) from error
+
+
+@lru_cache(maxsize=64)
+def _values(chosen: tuple[str, ...]) -> dict[str, Any]:
+    """The flattened configuration of the chosen options."""
+    return flatten(cast(dict[str, Any], OmegaConf.to_container(_compose(list(chosen)))))
+
+
+def _compose(words: list[str]) -> DictConfig:
+    _register()
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(config_dir()), version_base="1.3"):
+        return compose("train", words)
+
+
+def _register() -> None:
     """Make the schema and the `${package:...}` resolver known to Hydra."""
     OmegaConf.register_new_resolver("package", lambda path: str(PACKAGE / path), replace=True)
     store = ConfigStore.instance()
     store.store("schema", schema.Config)
-    store.store("folder_schema", schema.FolderConfig, group="data")
-    store.store("world_schema", schema.WorldConfig, group="data")
-    store.store("coco_schema", schema.CocoConfig, group="data")
-    store.store("captioned_schema", schema.CaptionedConfig, group="data")
-    store.store("shards_schema", schema.ShardsConfig, group="data")
     store.store("schema", schema.GeneratorConfig, group="generator")
     store.store("schema", schema.ScorerConfig, group="scorer")
     store.store("schema", schema.MethodConfig, group="method")
 
 
-def load_config(overrides: list[str]) -> DictConfig:
-    """Compose and validate the configuration; raises UserError, one line, for anything wrong in it."""
-    return check(compose_config(overrides))
-
-
-def compose_config(overrides: list[str]) -> DictConfig:
-    """The configuration as composed, its interpolations and missing values as they stand; raises UserError."""
-    register()
-    GlobalHydra.instance().clear()
-    try:
-        with initialize_config_dir(str(config_dir()), version_base="1.3"):
-            return compose("train", overrides)
-    except (HydraException, OmegaConfBaseException) as error:
-        raise UserError(_one_line(error)) from error
-    except ValueError as error:  # group=null, and Hydra does not say which
-        nulls = [word for word in overrides if word.endswith("=null") and "." not in word]
-        raise UserError(f"{' '.join(nulls)}: {_one_line(error)}") from error
-    except AttributeError as error:  # key={...} where the method has null, and OmegaConf does not say so
-        groups = [word for word in overrides if "={" in word]
-        if not groups:
-            raise
-        raise UserError(f"{' '.join(groups)}: give such keys in a file of configs/method/, not here") from error
-
-
-def check(cfg: DictConfig) -> DictConfig:
-    """Resolve a composed configuration and validate it; raises UserError, one line, for anything wrong in it."""
-    try:
-        OmegaConf.resolve(cfg)
-    except OmegaConfBaseException as error:
-        raise UserError(_one_line(error)) from error
-    validate(cfg)
-    return cfg
-
-
-def _one_line(error: Exception) -> str:
-    """Keep what Hydra says of a wrong key or value, and drop its advice on debugging."""
+def _one_line(error: Exception, words: Sequence[str]) -> str:
+    """What Hydra or OmegaConf says of a wrong value, in our form: the word, and what its key takes."""
+    if isinstance(error, OverrideParseException):
+        key = Word.of(error.override).key
+        return f"{error.override}: cannot be read; put the value in quotes: {key}='...'"
     root = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else error
-    lines = [line.strip() for line in str(error).splitlines() + str(root).splitlines() if line.strip()]
-    advice = ("object_type", "reference_type", "Set the", "Config search path", "provider=")
-    kept = [line for line in dict.fromkeys(lines) if not line.startswith(advice) and not line.endswith("schema")]
-    return "; ".join(kept) + " (python train.py --help lists the keys)"
+    key = str(getattr(root, "full_key", None) or "")
+    known = schema_keys().get(key.partition("[")[0])
+    word = next((word for word in reversed(words) if Word.of(word).key == key.partition("[")[0]), key)
+    if (known and "could not be converted" in str(root)) or (known and "not " in str(root)):
+        return f"{word}: {known.wanted}"
+    lines = [line.strip() for line in str(root).splitlines() if line.strip()]
+    first = lines[0] if lines else type(root).__name__
+    return f"{word}: {first}" if word else first

@@ -1,0 +1,168 @@
+"""The words of a command line, `key=value` each: whether somebody reads the key, and text as it stands.
+
+Hydra reads values by a grammar of its own, in which a path with a comma, a bracket or a space is no text, and takes a
+key that is misspelt for a new one where a `+` stands before it. So the words are looked at first: what is wrong with
+a key is said with what may have been meant, and the values of keys that hold text are quoted.
+"""
+
+import difflib
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override, Quote, QuotedString
+from hydra.errors import OverrideParseException
+
+from ph2p.config.keys import schema_keys
+from ph2p.config.validate import check_trainer_key
+from ph2p.errors import UserError
+
+MOVED = {"data.batch_size": "batch_size", "data.shard": "shard"}
+CONSTRUCTORS = ("logger", "method.optimizer")  # their further keys go to a constructor, which refuses what it lacks
+SEARCHPATH = "hydra.searchpath"  # further folders of YAML files
+WITHOUT = ("debug",)  # groups that need no option
+SWEEPS = re.compile(r"(choice|range|interval|glob|shuffle|sort)\(.*\)")
+
+
+@dataclass(frozen=True)
+class Word:
+    """`+key=value`, taken apart; `value` is None where there is no `=`."""
+
+    sign: str  # "", "+", "++" or "~"
+    key: str
+    value: str | None
+
+    @classmethod
+    def of(cls, text: str) -> "Word":
+        head, equals, value = text.partition("=")
+        key = head.lstrip("+~")
+        return cls(head[: len(head) - len(key)], key.strip(), value if equals else None)
+
+    def __str__(self) -> str:
+        return f"{self.sign}{self.key}" + ("" if self.value is None else f"={self.value}")
+
+
+def group_words(words: Sequence[str], groups: dict[str, list[str]]) -> list[str]:
+    """The words that choose a group's option, each checked; raises UserError for an option that there is not."""
+    chosen = []
+    extended = any(Word.of(word).key == SEARCHPATH for word in words)
+    for word in map(Word.of, words):
+        if word.key == SEARCHPATH:
+            chosen.append(str(word))
+        elif word.key in groups:
+            known = groups[word.key] + (["null"] if word.key in WITHOUT else [])
+            if word.sign == "" and not extended:
+                _check_option(word, known)
+            chosen.append(str(word) if word.sign == "~" else f"{word.key}={word.value}")
+    return chosen
+
+
+def _check_option(word: Word, known: list[str]) -> None:
+    if word.value in known:
+        return
+    guess = difflib.get_close_matches(word.value or "", known, 1)
+    meant = f"did you mean {word.key}={guess[0]}? " if guess else ""
+    raise UserError(f"{word}: no such {word.key}; {meant}There are {', '.join(known)}")
+
+
+@dataclass(frozen=True)
+class Grammar:
+    """What words may say where the groups are chosen: `values` are the keys of the configuration as they make it."""
+
+    values: dict[str, Any]  # {"a.b": value}, the parts {"a": ...} among them
+    groups: dict[str, list[str]]
+
+    def read(self, text: str) -> str:
+        """A word as Hydra is to get it; raises UserError, one line, for a key that nobody reads."""
+        word = Word.of(text)
+        if word.key in self.groups or word.key == SEARCHPATH:
+            return str(word)
+        sign = self._check_key(word)
+        if word.sign == "~" and word.value is None:
+            return str(word)
+        if word.value is None:
+            raise UserError(f"{word}: has no value; give {word.key}=...")
+        value = self.quoted(word.key, word.value) if self.is_text(word.key, word.value) else word.value
+        return f"{sign}{word.key}={value}"
+
+    def is_text(self, key: str, value: str = "") -> bool:
+        """Whether a key's value is text as it stands, whatever it looks like; null stays null."""
+        if value == "null":
+            return False
+        known = schema_keys().get(key)
+        if known is not None:
+            return known.is_text
+        default = self.values.get(key, 0)
+        return isinstance(default, str) or (default is None and not _is_plain(key, value))
+
+    def quoted(self, key: str, value: str) -> str:
+        """Text as Hydra's grammar takes it; what is in quotes stays."""
+        if not value and (key in schema_keys() or key.startswith("data.")):
+            raise UserError(f"{key}=: has no value; give one (a shell variable that is not set?)")
+        if value[:1] in ("'", '"') and value[:1] == value[-1:] and _is_plain(key, value):
+            return value
+        return QuotedString(value, Quote.single).with_quotes()
+
+    def _check_key(self, word: Word) -> str:
+        """The sign that the key needs; raises UserError where it has no effect."""
+        key = word.key
+        part, _, rest = key.rpartition(".")
+        if key in MOVED:
+            raise UserError(f"{word}: give {MOVED[key]}={word.value}; it is a key of the run, not of the data set")
+        if key in self.values:
+            return "~" if word.sign == "~" else ""
+        if part in CONSTRUCTORS and "+" in word.sign and "_target_" in (self.values.get(part) or {}):
+            return "++"
+        if part == "trainer" and rest:
+            check_trainer_key(rest)
+        if key in schema_keys():  # but the method leaves its part out
+            part = next(some for some in _parents(key) if self.values.get(some, 0) is None)
+            raise UserError(f"{key}: {part} is null here; give its keys in a file of configs/method/")
+        raise UserError(f"{word}: no key {key}{self._guess(key, word.value)}")
+
+    def _guess(self, key: str, value: str | None) -> str:
+        """What may have been meant by a key that there is not."""
+        known = [*self.groups, *self.values, *schema_keys()]
+        last = key.rpartition(".")[2]
+        same = [some for some in known if some.rpartition(".")[2] == last]
+        close = same or difflib.get_close_matches(key, known, 1)
+        leaves = {some.rpartition(".")[2]: some for some in reversed(known)}
+        close = close or [leaves[some] for some in difflib.get_close_matches(last, leaves, 1)]
+        option = next((name for name, options in self.groups.items() if value in options), None)
+        if guess := (close or [option])[0]:
+            return f"; did you mean {guess}?"
+        part = key.rpartition(".")[0]
+        inside = self.values.get(part)
+        if isinstance(inside, dict) and inside:
+            return f"; {part} has {', '.join(name for name in inside if not name.startswith('_'))}"
+        return "; --help lists the keys"
+
+
+def _parents(key: str) -> list[str]:
+    parts = key.split(".")
+    return [".".join(parts[:k]) for k in range(1, len(parts))]
+
+
+def _is_plain(key: str, value: str) -> bool:
+    """Whether Hydra's grammar reads the value, and as one."""
+    try:
+        return not parse(f"{key}={value}").is_sweep_override()
+    except OverrideParseException:
+        return False
+
+
+def parse(word: str) -> Override:
+    """A word by Hydra's grammar; raises OverrideParseException."""
+    return OverridesParser.create().parse_override(word)
+
+
+def flatten(node: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{"a.b": value} of nested dicts, the inner ones too, as {"a": {...}}."""
+    flat: dict[str, Any] = {}
+    for name, value in node.items():
+        flat[f"{prefix}{name}"] = value
+        if isinstance(value, dict):
+            flat |= flatten(value, f"{prefix}{name}.")
+    return flat
