@@ -9,9 +9,31 @@ import os
 import signal
 import sys
 
-from ph2p import __version__
-from ph2p.config.arguments import read_arguments
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import DictConfig
+
+from ph2p.config.compose import check, config_dir, load_config, register
+from ph2p.config.help import help_text
 from ph2p.errors import UserError
+
+codes: list[int] = []  # an exit code for every job that Hydra started
+
+
+@hydra.main(version_base="1.3", config_path=str(config_dir()), config_name="train")
+def with_hydra(cfg: DictConfig) -> None:
+    """Serve what needs Hydra's own command line: --cfg, --multirun."""
+    from ph2p.run.engine import run
+
+    try:
+        check(cfg)
+        if HydraConfig.get().mode == RunMode.MULTIRUN and cfg.trainer.get("devices") not in (1, "1"):
+            # Each rank that Lightning starts would run the whole sweep again.
+            raise UserError(f"trainer.devices={cfg.trainer.devices}: a sweep (-m) takes one device a job; give 1")
+        codes.append(run(cfg))
+    except UserError as error:  # the jobs after this one run all the same
+        codes.append(complain(error))
 
 
 def complain(error: UserError) -> int:
@@ -27,21 +49,17 @@ def interrupted(error: BaseException | None) -> bool:
 
 
 def dispatch(argv: list[str]) -> int:
-    """Do what the command line asks for; returns the exit code, of a sweep the highest."""
-    asked = read_arguments(argv)
-    if asked.show:
-        print(f"ph2p {__version__}" if asked.show == "version" else asked.shown())
+    """Do what the command line asks for; returns the exit code."""
+    if {"-h", "--help"} & set(argv):
+        print(help_text([argument for argument in argv if not argument.startswith("-")]))
         return 0
-    codes = []
-    for words in asked.runs():
-        try:
-            cfg = asked.load_one(words)
-            from ph2p.run.engine import run
+    if any(argument.startswith("-") for argument in argv):
+        with_hydra()
+        return max(codes, default=0)
+    cfg = load_config(argv)
+    from ph2p.run.engine import run
 
-            codes.append(run(cfg))
-        except UserError as error:  # the runs after this one go on all the same
-            codes.append(complain(error))
-    return max(codes)
+    return run(cfg)
 
 
 def main(argv: list[str]) -> int:
@@ -49,6 +67,8 @@ def main(argv: list[str]) -> int:
 
     0: all is well; 1: an image failed; 2: configuration, model or disk are at fault; 130: Ctrl-C; 143: SIGTERM.
     """
+    register()
+    codes.clear()
     try:
         code = dispatch(argv)
         sys.stdout.flush()

@@ -1,4 +1,4 @@
-"""Every key of the schema by its dotted name, with its type and its meaning: what words are checked by, and the help."""
+"""Every key of the schema by its dotted name, with its type and its meaning."""
 
 import inspect
 import re
@@ -35,8 +35,6 @@ class Key:
             what = f"a list, each of it {WANTED[get_args(self.type)[0]]}, as in [a,b]"
         elif origin is dict or is_dataclass(self.type):
             what = "its keys one by one, as in method.optimizer.lr=0.1"
-        elif origin in (Union, types.UnionType):
-            what = " or ".join(WANTED[some] for some in get_args(self.type))
         else:
             what = WANTED.get(self.type, "another value")
         return f"give {what}{', or null' if self.optional else ''}"

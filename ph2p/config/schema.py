@@ -59,7 +59,7 @@ class MethodConfig:
     judge_draws: int = 0  # N of fixed draws that tell the best prompt so far, from which an epoch starts; 0: the last
     projection_scales: list[float] = field(default_factory=lambda: [1.0])  # lengths of an epoch's move that it projects
     restarts: int = 1  # prompts an image, each from its own start, as extra rows of the batch
-    microbatch: int | str = "auto"  # denoiser rows at once; auto: all, and half as many whenever memory runs out
+    microbatch: Any = "auto"  # denoiser rows at once; auto: all, and half as many whenever memory runs out
     snap: bool = True  # the next epoch starts from the projected embeddings
     straight_through: bool = False  # project at every evaluation, gradient to the continuous prompt
     optimizer: dict[str, Any] | None = None  # constructor call of a torch optimiser (_target_); null: keep the start
