@@ -1,4 +1,4 @@
-from .api import Picture as Picture
+from .api import ImageLike as ImageLike
 from .api import invert as invert
 from .api import load_inverter as load_inverter
 from .config.compose import load_config as load_config

@@ -70,16 +70,30 @@ def _invert(argv: list[str]) -> int:
         parser.add_argument(*flags, action="store_true")
     parser.add_argument("-c", "--cfg", choices=["job"])
     arguments = parser.parse_intermixed_args(argv)
-    words: list[str] = arguments.words
     if arguments.help or arguments.version or arguments.cfg:
-        print(_about(words, arguments), end="")
+        print(_about(arguments), end="")
         return 0
-    from ph2p.config.sweep import sweep
-
-    return _run(sweep(words, arguments.multirun))  # all are checked before the first is run
+    return _run(_jobs(arguments.words) if arguments.multirun else [_config(arguments.words)])
 
 
-def _about(words: list[str], arguments: argparse.Namespace) -> str:
+def _config(words: list[str]) -> "Config":
+    from ph2p.config.compose import load_config
+
+    return load_config(words)
+
+
+def _jobs(words: list[str]) -> "list[Config]":
+    """The configurations of a sweep: all are checked before the first is run."""
+    from ph2p.config.sweep import jobs
+
+    made = [_config(job) for job in jobs(words)]
+    for cfg in made:
+        if cfg.trainer.get("devices") not in (1, "1"):  # each rank would run the whole sweep again
+            raise UserError(f"trainer.devices={cfg.trainer['devices']}: a sweep (-m) takes one device a run; give 1")
+    return made
+
+
+def _about(arguments: argparse.Namespace) -> str:
     """What is printed instead of a run: the help, the version or the configuration."""
     if arguments.version:
         from ph2p import __version__
@@ -88,12 +102,12 @@ def _about(words: list[str], arguments: argparse.Namespace) -> str:
     if arguments.help:
         from ph2p.config.help import help_text
 
-        return help_text(words) + "\n"
+        return help_text(arguments.words) + "\n"
     from omegaconf import OmegaConf
 
     from ph2p.config.compose import compose_config
 
-    return OmegaConf.to_yaml(compose_config(words))
+    return OmegaConf.to_yaml(compose_config(arguments.words))
 
 
 def _run(jobs: "list[Config]") -> int:
@@ -126,19 +140,19 @@ def _report(argv: list[str]) -> int:
     how.add_argument("--repaint", action="store_true", help="first paint the pictures of its prompts anew")
     how.add_argument("--remeasure", action="store_true", help="first measure its prompts anew")
     arguments = parser.parse_args(argv)
-    from rich.console import Console
-
     from ph2p.report.records import read_results
     from ph2p.report.table import summary_table, write_report
+    from ph2p.run.screen import Screen
 
+    screen = Screen()
     for folder in arguments.folders:
         if arguments.repaint or arguments.remeasure:
             from ph2p.run.remeasure import remeasure, repaint
 
             (repaint if arguments.repaint else remeasure)(folder)
         page = write_report(folder)
-        Console().print(summary_table(read_results(folder)))
-        print(f"Open {page.resolve()}")
+        screen.show(summary_table(read_results(folder)))
+        screen.say(f"Open {page.resolve()}")
     return 0
 
 

@@ -7,6 +7,8 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from hydra.core.override_parser.types import Quote, QuotedString
+
 from ph2p.config.schema import MethodConfig
 from ph2p.errors import UserError
 
@@ -58,4 +60,4 @@ def _text(value: Any) -> str:
     if isinstance(value, list | tuple):
         return f"[{','.join(map(_text, value))}]"
     text = str(value)
-    return text if PLAIN.fullmatch(text) else "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"
+    return text if PLAIN.fullmatch(text) else QuotedString(text, Quote.single).with_quotes()

@@ -6,11 +6,11 @@ from collections.abc import Iterator, Sequence
 from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
-import huggingface_hub
 import torch
 
-import ph2p
+from ph2p import __version__
 from ph2p.config.compose import load_config
 from ph2p.errors import UserError
 from ph2p.models import hub
@@ -37,11 +37,12 @@ def examine(words: Sequence[str]) -> int:
         _show(screen, title, lines)
     code = 0
     for key, part, file in (("generator", cfg.generator, "model_index.json"), ("scorer", cfg.scorer, "config.json")):
+        options = dict(revision=part.revision, cache_dir=part.cache_dir, local_files_only=part.local_files_only)
         try:
-            _show(screen, f"{key}={part.name}", [f"{part.path}: {reach(part.path, file, part.local_files_only)}"])
+            line = f"{part.path}: {reach(part.path, file, **options)}"
         except UserError as error:
-            _show(screen, f"{key}={part.name}", [f"out of reach: {error}"])
-            code = 1
+            line, code = f"out of reach: {error}", 1
+        _show(screen, f"{key}={part.name}", [line])
     return code
 
 
@@ -53,7 +54,7 @@ def _show(screen: Screen, title: str, lines: Sequence[str] | Iterator[str]) -> N
 
 def versions() -> Iterator[str]:
     """A line a package."""
-    yield f"ph2p {ph2p.__version__}, Python {platform.python_version()}, {platform.platform(terse=True)}"
+    yield f"ph2p {__version__}, Python {platform.python_version()}, {platform.platform(terse=True)}"
     yield ", ".join(f"{name} {metadata.version(name)}" for name in PACKAGES)
 
 
@@ -77,10 +78,10 @@ def extras() -> Iterator[str]:
         yield f"{extra}: {'installed' if find_spec(module) else missing}"
 
 
-def reach(path: str, file: str, local_files_only: bool) -> str:
+def reach(path: str, file: str, **options: Any) -> str:
     """Where a model is: in a folder, in the hub's cache, or on the hub; raises UserError when it is nowhere.
 
-    `file` tells a model's folder from others; on the hub it is fetched.
+    `file` tells a model's folder from others; from the hub it is fetched, with huggingface_hub's `options`.
     """
     place = Path(path).expanduser()
     if place.is_file():
@@ -89,6 +90,6 @@ def reach(path: str, file: str, local_files_only: bool) -> str:
         if not (place / file).is_file():
             raise UserError(f"{path}: no {file} in this folder; give the folder of a model")
         return "a folder"
-    cached = isinstance(huggingface_hub.try_to_load_from_cache(path, file), str) if hub.HUB_ID.fullmatch(path) else False
-    hub.download_file(path, file, "give another model", local_files_only=local_files_only)
-    return "in the hub's cache, at least in part" if cached else "on the hub, to be downloaded by the first run"
+    found = hub.download_file(path, file, "give another model", **options)
+    weights = any(found.parent.rglob("*.safetensors"))
+    return "in the hub's cache" if weights else "on the hub, to be downloaded by the first run"
