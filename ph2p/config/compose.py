@@ -13,7 +13,7 @@ from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import OmegaConfBaseException, ValidationError
 
 from ph2p.config import schema
 from ph2p.config.keys import options, schema_keys
@@ -33,9 +33,9 @@ def config_dir() -> Path:
 def load_config(words: Sequence[str] = ()) -> schema.Config:
     """The configuration that `key=value` words make; raises UserError, one line, for anything wrong in them."""
     cfg = compose_config(words)
-    for key in sorted(OmegaConf.missing_keys(cfg)):
-        raise UserError(f"{key}: has no value; give {key}=...")
     try:
+        for key in sorted(OmegaConf.missing_keys(cfg)):
+            raise UserError(f"{key}: has no value; give {key}=...")
         config = cast(schema.Config, OmegaConf.to_object(cfg))
     except OmegaConfBaseException as error:
         raise UserError(_one_line(error, words)) from error
@@ -93,14 +93,15 @@ def _register() -> None:
 def _one_line(error: Exception, words: Sequence[str]) -> str:
     """What Hydra or OmegaConf says of a wrong value, in our form: the word, and what its key takes."""
     if isinstance(error, OverrideParseException):
-        key = Word.of(error.override).key
-        return f"{error.override}: cannot be read; put the value in quotes: {key}='...'"
+        return f"{error.override}: cannot be read as a value; quote text ('...'), close brackets"
     root = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else error
-    key = str(getattr(root, "full_key", None) or "")
-    known = schema_keys().get(key.partition("[")[0])
-    word = next((word for word in reversed(words) if Word.of(word).key == key.partition("[")[0]), key)
-    if (known and "could not be converted" in str(root)) or (known and "not " in str(root)):
+    key = str(getattr(root, "full_key", None) or "").partition("[")[0]
+    word = next((word for word in reversed(words) if Word.of(word).key == key), key)
+    known = schema_keys().get(key)
+    if known and isinstance(root, ValidationError):
         return f"{word}: {known.wanted}"
-    lines = [line.strip() for line in str(root).splitlines() if line.strip()]
-    first = lines[0] if lines else type(root).__name__
+    first = next((line.strip() for line in str(root).splitlines() if line.strip()), type(root).__name__)
+    if first.startswith("Ambiguous value"):
+        word = first.partition("'")[2].rstrip("'")
+        return f"{word}: gives several values; add -m for a run with each, or give a list, [a,b]"
     return f"{word}: {first}" if word else first

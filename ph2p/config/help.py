@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 from omegaconf import OmegaConf
 
@@ -41,8 +41,7 @@ def help_text(words: Sequence[str] = ()) -> str:
     groups = options(config_dir())
     width = max(map(len, groups))
     choices = [f"  {name:<{width}}  {', '.join(found)}" for name, found in groups.items()]
-    values = OmegaConf.to_container(compose_config(words))
-    assert isinstance(values, dict)
+    values = cast(dict[str, Any], OmegaConf.to_container(compose_config(words)))
     return TEXT % ("\n".join(choices), "\n".join(_lines(values, _meanings(words), "")))
 
 
@@ -67,15 +66,10 @@ def _meanings(words: Sequence[str]) -> dict[str, str]:
     found = {key: known.meaning for key, known in schema_keys().items()}
     for part in ("data", "trainer", *CONSTRUCTORS):
         group = part.partition(".")[0]
-        chosen = [word.value for word in map(Word.of, words) if word.key == group and word.value]
-        for option in [
-            *sorted(path.stem for path in (config_dir() / group).glob("*.yaml")),
-            *chosen,
-        ]:  # the chosen last
-            file = config_dir() / group / f"{option}.yaml"
-            text = file.read_text(encoding="utf-8") if file.exists() else ""
-            text = (
-                re.sub(r"^(?!optimizer:|  ).*$", "", text, flags=re.MULTILINE) if part == "method.optimizer" else text
-            )
-            found = {f"{part}.{name}": meaning for name, meaning in comments(text).items()} | found
+        chosen = [word.value for word in map(Word.of, words) if word.key == group]
+        for file in sorted((config_dir() / group).glob("*.yaml"), key=lambda file: file.stem in chosen):
+            text = file.read_text(encoding="utf-8")
+            if part != group:  # what stands under `optimizer:`
+                text = "".join(re.findall(r"^  .*\n", text.partition("\noptimizer:")[2], re.MULTILINE))
+            found |= {f"{part}.{name}": meaning for name, meaning in comments(text).items()}
     return found

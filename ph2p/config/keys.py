@@ -12,6 +12,7 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 from ph2p.config.schema import Config
 
 WANTED = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
+LISTS = {int: "whole numbers, as in [1,2]", float: "numbers, as in [0.5,1]", str: "a list, as in [a,b]"}
 COMMENT = re.compile(r"^\s*(\w+)\s*:.*?\s#\s*(.+)$", re.MULTILINE)  # of a line in Python or YAML: key: ... # meaning
 
 
@@ -24,15 +25,11 @@ class Key:
     meaning: str
 
     @property
-    def is_text(self) -> bool:
-        return self.type is str
-
-    @property
     def wanted(self) -> str:
         """What to give, as an error says it."""
         origin = get_origin(self.type)
         if origin is list:
-            what = f"a list, each of it {WANTED[get_args(self.type)[0]]}, as in [a,b]"
+            what = LISTS[get_args(self.type)[0]]
         elif origin is dict or is_dataclass(self.type):
             what = "its keys one by one, as in method.optimizer.lr=0.1"
         else:

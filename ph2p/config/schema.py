@@ -82,7 +82,7 @@ class MethodConfig:
     def _check_smoothing(self) -> None:
         smoothed = self.optimizer is not None and self.objective != "clip"
         fits = 0 <= self.smoothing < math.inf and (smoothed or not self.smoothing)
-        wanted = "give 0, or a number above it where an optimizer descends on the denoising loss (method.objective=denoising)"
+        wanted = "give 0, or a number above it where an optimizer descends on the loss of method.objective=denoising"
         checks.require(fits, "method.smoothing", self.smoothing, wanted)
 
     def _check_projection(self) -> None:

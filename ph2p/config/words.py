@@ -22,7 +22,6 @@ from ph2p.errors import UserError
 MOVED = {"data.batch_size": "batch_size", "data.shard": "shard"}
 CONSTRUCTORS = ("logger", "method.optimizer")  # their further keys go to a constructor, which refuses what it lacks
 SEARCHPATH = "hydra.searchpath"  # further folders of YAML files
-WITHOUT = ("debug",)  # groups that need no option
 SWEEPS = re.compile(r"(choice|range|interval|glob|shuffle|sort)\(.*\)")
 
 
@@ -30,7 +29,7 @@ SWEEPS = re.compile(r"(choice|range|interval|glob|shuffle|sort)\(.*\)")
 class Word:
     """`+key=value`, taken apart; `value` is None where there is no `=`."""
 
-    sign: str  # "", "+", "++" or "~"
+    sign: str  # "", "+", "++" or "~", Hydra's for keys that are new or go
     key: str
     value: str | None
 
@@ -49,22 +48,25 @@ def group_words(words: Sequence[str], groups: dict[str, list[str]]) -> list[str]
     chosen = []
     extended = any(Word.of(word).key == SEARCHPATH for word in words)
     for word in map(Word.of, words):
+        if word.sign == "~":
+            raise UserError(f"{word}: a key cannot be taken away; give another value or option")
         if word.key == SEARCHPATH:
             chosen.append(str(word))
         elif word.key in groups:
-            known = groups[word.key] + (["null"] if word.key in WITHOUT else [])
-            if word.sign == "" and not extended:
-                _check_option(word, known)
-            chosen.append(str(word) if word.sign == "~" else f"{word.key}={word.value}")
+            if not extended:
+                _check_option(word, groups[word.key])
+            chosen.append(f"{word.key}={word.value}")
     return chosen
 
 
 def _check_option(word: Word, known: list[str]) -> None:
     if word.value in known:
         return
-    guess = difflib.get_close_matches(word.value or "", known, 1)
-    meant = f"did you mean {word.key}={guess[0]}? " if guess else ""
-    raise UserError(f"{word}: no such {word.key}; {meant}There are {', '.join(known)}")
+    if word.value is None:
+        raise UserError(f"{word}: has no value; give {word.key}={known[0]} or another of {', '.join(known)}")
+    guess = difflib.get_close_matches(word.value, known, 1)
+    meant = f"did you mean {guess[0]}? There are" if guess else "choose one of"
+    raise UserError(f"{word}: {word.key} has no such option; {meant} {', '.join(known)}")
 
 
 @dataclass(frozen=True)
@@ -78,10 +80,8 @@ class Grammar:
         """A word as Hydra is to get it; raises UserError, one line, for a key that nobody reads."""
         word = Word.of(text)
         if word.key in self.groups or word.key == SEARCHPATH:
-            return str(word)
+            return f"{word.key}={word.value}"
         sign = self._check_key(word)
-        if word.sign == "~" and word.value is None:
-            return str(word)
         if word.value is None:
             raise UserError(f"{word}: has no value; give {word.key}=...")
         value = self.quoted(word.key, word.value) if self.is_text(word.key, word.value) else word.value
@@ -93,7 +93,7 @@ class Grammar:
             return False
         known = schema_keys().get(key)
         if known is not None:
-            return known.is_text
+            return known.type is str
         default = self.values.get(key, 0)
         return isinstance(default, str) or (default is None and not _is_plain(key, value))
 
@@ -112,7 +112,7 @@ class Grammar:
         if key in MOVED:
             raise UserError(f"{word}: give {MOVED[key]}={word.value}; it is a key of the run, not of the data set")
         if key in self.values:
-            return "~" if word.sign == "~" else ""
+            return ""
         if part in CONSTRUCTORS and "+" in word.sign and "_target_" in (self.values.get(part) or {}):
             return "++"
         if part == "trainer" and rest:
@@ -130,9 +130,9 @@ class Grammar:
         close = same or difflib.get_close_matches(key, known, 1)
         leaves = {some.rpartition(".")[2]: some for some in reversed(known)}
         close = close or [leaves[some] for some in difflib.get_close_matches(last, leaves, 1)]
-        option = next((name for name, options in self.groups.items() if value in options), None)
-        if guess := (close or [option])[0]:
-            return f"; did you mean {guess}?"
+        close = close or [name for name, options in self.groups.items() if value in options]
+        if close:
+            return f"; did you mean {close[0]}?"
         part = key.rpartition(".")[0]
         inside = self.values.get(part)
         if isinstance(inside, dict) and inside:
