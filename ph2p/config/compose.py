@@ -13,7 +13,7 @@ from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException, ValidationError
+from omegaconf.errors import InterpolationKeyError, OmegaConfBaseException, ValidationError
 
 from ph2p.config import schema
 from ph2p.config.keys import options, schema_keys
@@ -100,6 +100,8 @@ def _one_line(error: Exception, words: Sequence[str]) -> str:
     known = schema_keys().get(key)
     if known and isinstance(root, ValidationError):
         return f"{word}: {known.wanted}"
+    if isinstance(root, InterpolationKeyError):
+        return f"{word}: ${{...}} names no key; a shell's variable goes without braces ({str(root).splitlines()[0]})"
     first = next((line.strip() for line in str(root).splitlines() if line.strip()), type(root).__name__)
     if first.startswith("Ambiguous value"):
         word = first.partition("'")[2].rstrip("'")

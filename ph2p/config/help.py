@@ -23,8 +23,8 @@ python train.py finds, for each image, a prompt of real words that makes a text-
   python train.py -m seed=0,1,2                            a sweep: several runs, a folder for each
   python train.py -m seed=0,1,2 name='seed-${seed}'        with names of your own
 
--h, --help: this. --version. -c job, --cfg job: the configuration as YAML (--resolve: what ${...} stands for as well).
--m, --multirun: a sweep. Text is taken as it stands: data.path=~/my pics (1)/a.png, quoted for the shell alone.
+-h, --help: this. --version. -c job, --cfg job: the configuration as YAML. -m, --multirun: a sweep.
+Text is taken as it stands: 'data.path=~/my pics (1)/a.png', in quotes for the shell alone.
 
 Groups and their options (group=option takes one):
 

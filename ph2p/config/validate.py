@@ -1,5 +1,6 @@
 """What a configuration's parts must be together, and which arguments of Lightning's Trainer a run can take."""
 
+import difflib
 from typing import Any
 
 from ph2p.config.budget import plan
@@ -44,9 +45,12 @@ def validate(cfg: Config) -> None:
 
 def check_trainer_key(key: str) -> None:
     """Raise UserError, with the reason, for an argument of Lightning's Trainer that a run does not take."""
+    near = difflib.get_close_matches(key, TRAINER, 1)
+    if key not in (*TRAINER, *REFUSED) and near:
+        raise UserError(f"trainer.{key}: no such key; did you mean trainer.{near[0]}?")
     if key not in TRAINER:
         reason = REFUSED.get(key, "a run does not take it")
-        raise UserError(f"trainer.{key}: leave it out: {reason} (what may be given: {', '.join(TRAINER)})")
+        raise UserError(f"trainer.{key}: leave it out: {reason} (a run takes {', '.join(TRAINER)})")
 
 
 def _check_trainer(trainer: dict[str, Any]) -> None:

@@ -124,20 +124,28 @@ class Grammar:
 
     def _guess(self, key: str, value: str | None) -> str:
         """What may have been meant by a key that there is not."""
-        known = [*self.groups, *self.values, *schema_keys()]
-        last = key.rpartition(".")[2]
-        same = [some for some in known if some.rpartition(".")[2] == last]
-        close = same or difflib.get_close_matches(key, known, 1)
-        leaves = {some.rpartition(".")[2]: some for some in reversed(known)}
-        close = close or [leaves[some] for some in difflib.get_close_matches(last, leaves, 1)]
-        close = close or [name for name, options in self.groups.items() if value in options]
-        if close:
-            return f"; did you mean {close[0]}?"
         part = key.rpartition(".")[0]
-        inside = self.values.get(part)
-        if isinstance(inside, dict) and inside:
-            return f"; {part} has {', '.join(name for name in inside if not name.startswith('_'))}"
-        return "; --help lists the keys"
+        inside = self.values.get(part) if part else None
+        near = self._nearest(key)
+        says = f"; did you mean {near[0]}?" if near else ""
+        if isinstance(inside, dict) and "_target_" in inside:
+            says += f"; {part} has {', '.join(name for name in inside if name != '_target_')}"
+            if part in CONSTRUCTORS:
+                says += f" (+{key}={value} hands one more to its constructor)"
+        return says or "; --help lists the keys"
+
+    def _nearest(self, key: str) -> list[str]:
+        """Keys like this one: in the same part, of the same name elsewhere, or spelt alike; or the option it is."""
+        part, _, last = key.rpartition(".")
+        known = [some for some in (*self.groups, *self.values, *schema_keys()) if not key.startswith(f"{some}.")]
+        leaves = {some.rpartition(".")[2]: some for some in reversed(known) if not some.endswith("_")}  # _target_
+        beside = [leaf for leaf in leaves if f"{part}.{leaf}" in known]
+        return (
+            [f"{part}.{leaf}" for leaf in difflib.get_close_matches(last, beside, 1)]
+            or [leaves[leaf] for leaf in difflib.get_close_matches(last, leaves, 1, 0.7)]
+            or difflib.get_close_matches(key, known, 1, 0.8)
+            or [f"{group}={key}" for group, found in self.groups.items() if key in found]
+        )
 
 
 def _parents(key: str) -> list[str]:
