@@ -187,21 +187,8 @@ def test_values_can_be_overridden_and_null():
     assert load_config(["logger=wandb", "+logger.tags=[a]"]).logger["tags"] == ["a"]
 
 
-TEXTS = [
-    "~x",
-    "my pics (1)/a=b,c.png",
-    "1e3",
-    "true",
-    "3",
-    "[x",
-    "{a,b}/{0..9}",
-    "a'b",
-    'a"b',
-    "a\\",
-    "x: y #z",
-    " a",
-    "a\\'b",
-]
+TEXTS = ["~x", "my pics (1)/a=b,c.png", "1e3", "true", "3", "[x", "{a,b}/{0..9}", "a'b", 'a"b', "a\\", "x: y #z", " a"]
+TEXTS += ["a\\'b", "'a' 'b'", "choice(a,b)"]
 
 
 @pytest.mark.parametrize("text", TEXTS)

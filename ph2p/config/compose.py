@@ -4,6 +4,7 @@
 """
 
 from collections.abc import Sequence
+from copy import deepcopy
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, cast
@@ -11,14 +12,14 @@ from typing import Any, cast
 from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
-from hydra.errors import HydraException, OverrideParseException
+from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationKeyError, OmegaConfBaseException, ValidationError
 
 from ph2p.config import schema
 from ph2p.config.keys import options, schema_keys
 from ph2p.config.validate import validate
-from ph2p.config.words import Grammar, Word, flatten, group_words
+from ph2p.config.words import CONSTRUCTORS, Grammar, Word, flatten, group_words
 from ph2p.errors import UserError
 
 PACKAGE = Path(__file__).resolve().parents[1]
@@ -46,15 +47,15 @@ def load_config(words: Sequence[str] = ()) -> schema.Config:
 def compose_config(words: Sequence[str] = ()) -> DictConfig:
     """The configuration as composed, its interpolations and missing values as they stand; raises UserError."""
     grammar = grammar_of(words)
+    cfg = deepcopy(_compose(grammar.chosen))
     try:
-        return _compose([grammar.read(word) for word in words])
-    except (HydraException, OmegaConfBaseException) as error:
+        for word in words:
+            if not grammar.chooses(word):
+                key, value = grammar.read(word)
+                OmegaConf.update(cfg, key, value, force_add=key.startswith(CONSTRUCTORS))
+    except OmegaConfBaseException as error:
         raise UserError(_one_line(error, words)) from error
-    except AttributeError as error:  # key={...} where the method has null, and OmegaConf does not say so
-        tables = [word for word in words if "={" in word]
-        if not tables:
-            raise
-        raise UserError(f"{' '.join(tables)}: give such keys in a file of configs/method/, not here") from error
+    return cfg
 
 
 def grammar_of(words: Sequence[str]) -> Grammar:
@@ -62,22 +63,19 @@ def grammar_of(words: Sequence[str]) -> Grammar:
     groups = options(config_dir())
     chosen = group_words(words, groups)
     try:
-        return Grammar(_values(tuple(chosen)), groups)
-    except (HydraException, OmegaConfBaseException) as error:
+        values = OmegaConf.to_container(_compose(chosen))
+    except (HydraException, OmegaConfBaseException) as error:  # in somebody's own file
         raise UserError(_one_line(error, words)) from error
+    return Grammar(flatten(cast(dict[str, Any], values)), groups, chosen)
 
 
 @lru_cache(maxsize=64)
-def _values(chosen: tuple[str, ...]) -> dict[str, Any]:
-    """The flattened configuration of the chosen options."""
-    return flatten(cast(dict[str, Any], OmegaConf.to_container(_compose(list(chosen)))))
-
-
-def _compose(words: list[str]) -> DictConfig:
+def _compose(chosen: tuple[str, ...]) -> DictConfig:
+    """The configuration of the chosen options, by Hydra; not to be changed."""
     _register()
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(config_dir()), version_base="1.3"):
-        return compose("train", words)
+        return compose("train", list(chosen))
 
 
 def _register() -> None:
@@ -92,18 +90,12 @@ def _register() -> None:
 
 def _one_line(error: Exception, words: Sequence[str]) -> str:
     """What Hydra or OmegaConf says of a wrong value, in our form: the word, and what its key takes."""
-    if isinstance(error, OverrideParseException):
-        return f"{error.override}: cannot be read as a value; quote text ('...'), close brackets"
-    root = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else error
-    key = str(getattr(root, "full_key", None) or "").partition("[")[0]
+    key = str(getattr(error, "full_key", None) or "").partition("[")[0]
     word = next((word for word in reversed(words) if Word.of(word).key == key), key)
     known = schema_keys().get(key)
-    if known and isinstance(root, ValidationError):
+    if known and isinstance(error, ValidationError):
         return f"{word}: {known.wanted}"
-    if isinstance(root, InterpolationKeyError):
-        return f"{word}: ${{...}} names no key; a shell's variable goes without braces ({str(root).splitlines()[0]})"
-    first = next((line.strip() for line in str(root).splitlines() if line.strip()), type(root).__name__)
-    if first.startswith("Ambiguous value"):
-        word = first.partition("'")[2].rstrip("'")
-        return f"{word}: gives several values; add -m for a run with each, or give a list, [a,b]"
+    first = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    if isinstance(error, InterpolationKeyError):
+        first = f"${{...}} names no key; a shell's variable goes without braces ({first})"
     return f"{word}: {first}" if word else first

@@ -21,7 +21,8 @@ def jobs(words: Sequence[str]) -> list[list[str]]:
     first = [str(_first(word)) for word in split]
     grammar = grammar_of(first)
     for text in first:
-        grammar.read(text)
+        if not grammar.chooses(text):
+            grammar.read(text)
     several = {k: some for k, word in enumerate(split) if len(some := _alternatives(word, grammar)) > 1}
     made = []
     for chosen in product(*several.values()):
@@ -36,7 +37,7 @@ def _alternatives(word: Word, grammar: Grammar) -> list[str]:
     """The values that a word gives."""
     if word.value is None:
         return []
-    if grammar.is_text(word.key) and not SWEEPS.fullmatch(word.value):
+    if grammar.is_text(word) and not SWEEPS.fullmatch(word.value):
         return list(_cut(word.value))
     try:
         override = parse(f"{word.key}={word.value}")

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override, Quote, QuotedString
-from hydra.errors import OverrideParseException
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
 
 from ph2p.config.keys import schema_keys
 from ph2p.config.validate import check_trainer_key
@@ -43,20 +43,17 @@ class Word:
         return f"{self.sign}{self.key}" + ("" if self.value is None else f"={self.value}")
 
 
-def group_words(words: Sequence[str], groups: dict[str, list[str]]) -> list[str]:
+def group_words(words: Sequence[str], groups: dict[str, list[str]]) -> tuple[str, ...]:
     """The words that choose a group's option, each checked; raises UserError for an option that there is not."""
-    chosen = []
-    extended = any(Word.of(word).key == SEARCHPATH for word in words)
+    chosen: dict[str, str] = {}
     for word in map(Word.of, words):
         if word.sign == "~":
             raise UserError(f"{word}: a key cannot be taken away; give another value or option")
-        if word.key == SEARCHPATH:
-            chosen.append(str(word))
-        elif word.key in groups:
-            if not extended:
+        if word.key in groups or word.key == SEARCHPATH:
+            chosen[word.key] = f"{word.key}={word.value}"
+            if not any(Word.of(other).key == SEARCHPATH for other in words):
                 _check_option(word, groups[word.key])
-            chosen.append(f"{word.key}={word.value}")
-    return chosen
+    return tuple(chosen.values())
 
 
 def _check_option(word: Word, known: list[str]) -> None:
@@ -75,46 +72,51 @@ class Grammar:
 
     values: dict[str, Any]  # {"a.b": value}, the parts {"a": ...} among them
     groups: dict[str, list[str]]
+    chosen: tuple[str, ...]  # the words that choose
 
-    def read(self, text: str) -> str:
-        """A word as Hydra is to get it; raises UserError, one line, for a key that nobody reads."""
+    def chooses(self, text: str) -> bool:
+        """Whether a word chooses an option of a group."""
+        return Word.of(text).key in (*self.groups, SEARCHPATH)
+
+    def read(self, text: str) -> tuple[str, Any]:
+        """The key and the value of a word; raises UserError, one line, for a key that nobody reads."""
         word = Word.of(text)
-        if word.key in self.groups or word.key == SEARCHPATH:
-            return f"{word.key}={word.value}"
-        sign = self._check_key(word)
+        self._check_key(word)
         if word.value is None:
             raise UserError(f"{word}: has no value; give {word.key}=...")
-        value = self.quoted(word.key, word.value) if self.is_text(word.key, word.value) else word.value
-        return f"{sign}{word.key}={value}"
+        if self.is_text(word) and not _is_quoted(word):
+            if not word.value and (word.key in schema_keys() or word.key.startswith("data.")):
+                raise UserError(f"{word}: has no value; give one (a shell variable that is not set?)")
+            return word.key, word.value
+        try:
+            override = parse(f"{word.key}={word.value}")
+        except HydraException as error:
+            raise UserError(f"{word}: cannot be read as a value; quote text ('...'), close brackets") from error
+        if override.is_sweep_override():
+            raise UserError(f"{word}: gives several values; add -m for a run with each, or give a list, [a,b]")
+        if isinstance(override.value(), dict) and self.values.get(word.key, 0) is None:
+            raise UserError(f"{word}: give such keys in a file of configs/method/, not here")
+        return word.key, override.value()
 
-    def is_text(self, key: str, value: str = "") -> bool:
+    def is_text(self, word: Word) -> bool:
         """Whether a key's value is text as it stands, whatever it looks like; null stays null."""
-        if value == "null":
+        known, default = schema_keys().get(word.key), self.values.get(word.key, 0)
+        if word.value == "null":
             return False
-        known = schema_keys().get(key)
         if known is not None:
             return known.type is str
-        default = self.values.get(key, 0)
-        return isinstance(default, str) or (default is None and not _is_plain(key, value))
+        return isinstance(default, str) or (default is None and not _is_plain(word))
 
-    def quoted(self, key: str, value: str) -> str:
-        """Text as Hydra's grammar takes it; what is in quotes stays."""
-        if not value and (key in schema_keys() or key.startswith("data.")):
-            raise UserError(f"{key}=: has no value; give one (a shell variable that is not set?)")
-        if value[:1] in ("'", '"') and value[:1] == value[-1:] and _is_plain(key, value):
-            return value
-        return QuotedString(value, Quote.single).with_quotes()
-
-    def _check_key(self, word: Word) -> str:
-        """The sign that the key needs; raises UserError where it has no effect."""
+    def _check_key(self, word: Word) -> None:
+        """Raise UserError for a key that has no effect."""
         key = word.key
         part, _, rest = key.rpartition(".")
         if key in MOVED:
             raise UserError(f"{word}: give {MOVED[key]}={word.value}; it is a key of the run, not of the data set")
         if key in self.values:
-            return ""
+            return
         if part in CONSTRUCTORS and "+" in word.sign and "_target_" in (self.values.get(part) or {}):
-            return "++"
+            return
         if part == "trainer" and rest:
             check_trainer_key(rest)
         if key in schema_keys():  # but the method leaves its part out
@@ -138,7 +140,8 @@ class Grammar:
         """Keys like this one: in the same part, of the same name elsewhere, or spelt alike; or the option it is."""
         part, _, last = key.rpartition(".")
         known = [some for some in (*self.groups, *self.values, *schema_keys()) if not key.startswith(f"{some}.")]
-        leaves = {some.rpartition(".")[2]: some for some in reversed(known) if not some.endswith("_")}  # _target_
+        known = [some for some in known if not some.endswith("_target_")]
+        leaves = {some.rpartition(".")[2]: some for some in reversed(known)}
         beside = [leaf for leaf in leaves if f"{part}.{leaf}" in known]
         return (
             [f"{part}.{leaf}" for leaf in difflib.get_close_matches(last, beside, 1)]
@@ -153,16 +156,22 @@ def _parents(key: str) -> list[str]:
     return [".".join(parts[:k]) for k in range(1, len(parts))]
 
 
-def _is_plain(key: str, value: str) -> bool:
+def _is_plain(word: Word) -> bool:
     """Whether Hydra's grammar reads the value, and as one."""
     try:
-        return not parse(f"{key}={value}").is_sweep_override()
-    except OverrideParseException:
+        return not parse(f"{word.key}={word.value}").is_sweep_override()
+    except HydraException:
         return False
 
 
+def _is_quoted(word: Word) -> bool:
+    """Whether the value is text in quotes."""
+    value = word.value or ""
+    return value[:1] in ("'", '"') and value[-1:] == value[:1] and _is_plain(word)
+
+
 def parse(word: str) -> Override:
-    """A word by Hydra's grammar; raises OverrideParseException."""
+    """A word by Hydra's grammar; raises HydraException."""
     return OverridesParser.create().parse_override(word)
 
 
