@@ -77,7 +77,8 @@ def _join(
 
     Numbers and texts count as the same id: 42 and "42".
     """
-    found: dict[str, list[str] | None] = {}
+    said: dict[str, list[str]] = {}
+    broken: set[str] = set()
     names: dict[str, str] = {}  # by the image's id
     wrong: Counter[str] = Counter()
     for entry in images:
@@ -86,10 +87,10 @@ def _join(
             continue
         name = entry["file_name"]
         if isinstance(name, str) and "\0" not in name:
-            found.setdefault(name, [])
+            said.setdefault(name, [])
             names[str(entry.get("id"))] = name
         else:
-            found[str(name)] = None
+            broken.add(str(name))
     for entry in captions:
         owner = str(entry.get("image_id")) if isinstance(entry, dict) else ""
         if owner not in names:
@@ -97,5 +98,6 @@ def _join(
         elif not isinstance(entry.get("caption"), str):
             wrong[f"captions of {names[owner]} that are no text"] += 1
         else:
-            (found[names[owner]] or []).append(entry["caption"])
+            said[names[owner]].append(entry["caption"])
+    found = said | dict.fromkeys(broken - said.keys())
     return found, [(source, f"{number} {printable(what)}") for what, number in wrong.items()]

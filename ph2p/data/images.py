@@ -21,6 +21,7 @@ if TYPE_CHECKING:  # torch is loaded when the first picture is read
 
 FITS = ("crop", "pad", "resize")
 LARGEST_TEXT = PngImagePlugin.MAX_TEXT_MEMORY  # bytes; programs that paint keep whole recipes in a PNG
+UNABLE = ("unsupported", "not supported", "unknown", "unrecognized", "not available", "not installed")
 
 Size = tuple[int, int] | int  # (height, width) in pixels, or one number for a square
 
@@ -69,7 +70,8 @@ def convert(image: Image.Image, image_size: Size, fit: str) -> Picture:
     """`from_pil` with notes on what had to be assumed."""
     import torch
 
-    image.load()
+    with _tolerant():
+        image.load()
     profile = image.info.get("icc_profile")
     with suppress(SyntaxError, ValueError, KeyError, TypeError):  # broken EXIF: keep the picture as it lies
         image = ImageOps.exif_transpose(image)
@@ -151,7 +153,7 @@ def complaint(source: Path | BinaryIO | None, error: Exception) -> str:
     if "MAX_TEXT" in reason or "text chunks" in reason:
         limit = LARGEST_TEXT / 2**20
         return f"holds more than {limit:.0f} MB of text or profile, which is too much: save it without metadata"
-    if isinstance(error, NotImplementedError) or any(word in reason.lower() for word in ("unsupported", "unknown")):
+    if isinstance(error, NotImplementedError) or any(word in reason.lower() for word in UNABLE):
         return f"is of a kind that Pillow cannot decode ({reason}): save it as PNG"
     return f"is damaged or cut off ({reason}): replace it"
 
