@@ -2,6 +2,8 @@
 
 import os
 import shutil
+import subprocess
+import sys
 from dataclasses import fields
 from pathlib import Path
 
@@ -64,15 +66,16 @@ def test_results_in_the_folder_of_pictures_are_no_images(tmp_path, monkeypatch):
 def test_a_folder_that_becomes_one_of_results_while_it_is_listed(tmp_path, monkeypatch):
     paint(tmp_path / "a.png")
     paint(tmp_path / "out" / "images" / "x" / "target.png")
-    list_folder, waiting = os.listdir, [True]
+    list_folder, waiting = os.scandir, [True]
 
     def listing(folder):  # another rank writes its folder when this one has already entered it
-        if Path(folder).name == "images" and waiting.pop():
+        if waiting and str(folder).endswith("images"):
+            waiting.clear()
             shutil.rmtree(tmp_path / "out")
             make_results(tmp_path / "out")
         return list_folder(folder)
 
-    monkeypatch.setattr(os, "listdir", listing)
+    monkeypatch.setattr(os, "scandir", listing)
     assert FolderTargets(str(tmp_path)).ids == ["a.png"] and not waiting
 
 
@@ -199,6 +202,16 @@ def test_a_number_may_be_the_name_of_a_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     paint(tmp_path / "2024" / "a.png")
     assert FolderTargets(2024).ids == ["a.png"]  # as YAML reads it
+
+
+def test_a_wrong_path_is_answered_before_torch_is_loaded():
+    code = (
+        "import sys; from ph2p.data import FolderTargets; from ph2p.errors import UserError\n"
+        "try: FolderTargets('/nope')\n"
+        "except UserError: print('torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"
 
 
 def test_the_size_may_come_later(tmp_path):

@@ -2,6 +2,7 @@
 
 import os
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -101,10 +102,11 @@ class _Listing:
         elif folder != self.root and self._of_results(folder):
             self._skip(folder, RESULTS)
         else:
-            names = sorted(os.listdir(folder))
+            with os.scandir(folder) as found:
+                entries = sorted(found, key=lambda entry: entry.name)
             self._seen[state.st_dev, state.st_ino] = folder
-            for name in names:
-                self._take(folder / name)
+            for entry in entries:
+                self._take(Path(entry.path), entry)
 
     def _of_results(self, folder: Path) -> bool:
         if not folder.is_symlink():
@@ -112,18 +114,26 @@ class _Listing:
         real = folder.resolve()
         return any(is_results(one) for one in (real, *real.parents))
 
-    def _take(self, path: Path) -> None:
+    def _take(self, path: Path, entry: os.DirEntry[str]) -> None:
         if path.name.startswith("."):
             self._skip(path, "hidden: its name begins with a dot")
-        elif os.path.isdir(path):  # False, too, for links that go in circles
-            (self._links if path.is_symlink() else self._waiting).append(path)
+        elif _holds(entry.is_dir):
+            (self._links if entry.is_symlink() else self._waiting).append(path)
         elif not is_picture(path.name):
             self._skip(path, why_not(path.name))
         # A link to nothing is reported as a failed image rather than left out.
-        elif os.path.isfile(path) or (path.is_symlink() and not os.path.exists(path)):
+        elif _holds(entry.is_file) or (entry.is_symlink() and not os.path.exists(path)):
             self.pictures.append(path)
         else:
             self._skip(path, "no file but a pipe, a socket or a device")
 
     def _skip(self, path: Path, reason: str) -> None:
         self.skipped.append((printable(path.relative_to(self.root).as_posix()), reason))
+
+
+def _holds(question: Callable[[], bool]) -> bool:
+    """The answer about an entry; False for links that go in circles."""
+    try:
+        return question()
+    except OSError:
+        return False
