@@ -255,6 +255,14 @@ def test_names_that_are_no_text(tmp_path):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="other file systems refuse such names")
+def test_names_that_are_written_alike_stay_two_images(tmp_path):
+    for name in ("a\nb.png", r"a\nb.png", "c.png"):
+        saved(tmp_path / name, Image.new("RGB", (8, 8), RED))
+    ids = FolderTargets(tmp_path).ids
+    assert len(set(ids)) == 3 and "c.png" in ids
+
+
 def test_slug_is_safe_and_unique():
     names = ["a/b.png", "a-b.png", "b.png", "b.jpg", "B.png", "../..", "", "星.png", "x" * 400, "\udcff"]
     slugs = [slug(name) for name in names]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, fields
 from functools import cached_property
@@ -69,6 +70,7 @@ class Targets(ABC):
         if self.count is not None and self.count < 1:
             raise UserError(f"data.count={self.count}: give at least 1, or null for all")
         self.find()
+        self.ids = _apart(self.ids)
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -91,6 +93,19 @@ class Targets(ABC):
     def read(self, source: Path | BinaryIO, name: str) -> Picture:
         """Read a picture at the size and fit that are wanted; raises TargetError that calls it by its name."""
         return read_image(source, name, self.size, self.fit)
+
+
+def _apart(ids: list[str]) -> list[str]:
+    """Ids of which no two are the same, as they may be where odd letters of names are written as escapes."""
+    times = Counter(ids)
+    if len(times) == len(ids):
+        return ids
+    seen: Counter[str] = Counter()
+    apart = []
+    for name in ids:
+        seen[name] += 1
+        apart.append(f"{name} ({seen[name]} of {times[name]})" if times[name] > 1 else name)
+    return apart
 
 
 def _check_types(targets: Targets) -> None:
