@@ -397,7 +397,7 @@ def place(tmp_path_factory, model_overrides) -> Path:
         (place / "faces" / name).write_text(text)
     pattern = shards(place / "shards", 2)
     base = [*SMALL, *model_overrides, f"output={place}/out"]
-    coco = [*base, "data=coco", f"data.root={place}/coco", "name=coco", "data.batch_size=2"]
+    coco = [*base, "data=coco", f"data.root={place}/coco", "name=coco", "batch_size=2"]
     commands = [
         [*coco, "data.count=3"],
         [*coco, "data.count=4"],
