@@ -1,10 +1,10 @@
 """What a range check says, in one form: the key, its value, and what it may be."""
 
 import math
-import os
 from collections.abc import Collection, Sequence
 
 from ph2p.errors import UserError
+from ph2p.files import expand
 
 
 def require(fits: bool, key: str, value: object, wanted: str) -> None:
@@ -39,8 +39,9 @@ def require_window(key: str, window: Sequence[int]) -> None:
     require(fits, key, window, "give [first, last) with 0 <= first < last")
 
 
-def expand(part: object, *names: str) -> None:
+def expand_paths(part: object, *names: str) -> None:
     """Replace `~` and `$VAR` in those attributes of `part` that name a file or folder, as a shell does."""
     for name in names:
-        if path := getattr(part, name):
-            setattr(part, name, os.path.expandvars(os.path.expanduser(path)))
+        path = getattr(part, name)
+        if path and (path[0] == "~" or "$" in path):
+            setattr(part, name, str(expand(path)))

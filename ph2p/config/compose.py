@@ -21,6 +21,7 @@ from ph2p.config.keys import options, schema_keys
 from ph2p.config.validate import validate
 from ph2p.config.words import CONSTRUCTORS, Grammar, Word, flatten, group_words
 from ph2p.errors import UserError
+from ph2p.files import label
 
 PACKAGE = Path(__file__).resolve().parents[1]
 
@@ -79,8 +80,9 @@ def _compose(chosen: tuple[str, ...]) -> DictConfig:
 
 
 def _register() -> None:
-    """Make the schema and the `${package:...}` resolver known to Hydra."""
+    """Make the schema and the resolvers `${package:...}` and `${label:...}` known to Hydra."""
     OmegaConf.register_new_resolver("package", lambda path: str(PACKAGE / path), replace=True)
+    OmegaConf.register_new_resolver("label", label, replace=True)
     store = ConfigStore.instance()
     store.store("schema", schema.Config)
     store.store("schema", schema.GeneratorConfig, group="generator")

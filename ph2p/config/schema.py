@@ -11,8 +11,6 @@ from typing import Any
 from ph2p.config import checks
 from ph2p.errors import UserError
 
-OBJECTIVES = ("denoising", "clip")
-
 
 @dataclass
 class SearchConfig:
@@ -32,6 +30,7 @@ class SearchConfig:
 class SelectionConfig:
     """How the winner is chosen among the candidates that were visited."""
 
+    rule: str = "renderings"  # the winner has the rendering most like the picture; loss: the lowest loss
     shortlist: int = 12  # distinct candidates that are scored, those with the lowest loss so far
     draws: int = 16  # N of the validation draws
     finalists: int = 3  # at most; best of the shortlist that are rendered and ranked by CLIP image similarity
@@ -68,7 +67,6 @@ class MethodConfig:
 
     def __post_init__(self) -> None:
         checks.require_whole(self, "method.", ("budget", "prompt_length", "draws", "steps", "restarts"))
-        checks.require_choice("method.objective", self.objective, OBJECTIVES)
         checks.require_window("method.timesteps", self.timesteps)
         rows = self.microbatch
         fits = rows == "auto" or checks.is_whole(rows, 1)
@@ -80,7 +78,7 @@ class MethodConfig:
         self._check_projection()
 
     def _check_smoothing(self) -> None:
-        smoothed = self.optimizer is not None and self.objective != "clip"
+        smoothed = self.optimizer is not None and self.objective == "denoising"
         fits = 0 <= self.smoothing < math.inf and (smoothed or not self.smoothing)
         wanted = "give 0, or a number above it where an optimizer descends on the loss of method.objective=denoising"
         checks.require(fits, "method.smoothing", self.smoothing, wanted)
@@ -111,7 +109,7 @@ class TokensConfig:
     protected: list[str] = field(default_factory=list)  # words that are allowed whatever the rules and lists say
 
     def __post_init__(self) -> None:
-        checks.expand(self, "frequent")
+        checks.expand_paths(self, "frequent")
 
 
 @dataclass
@@ -143,7 +141,7 @@ class GeneratorConfig:
     guidance_rescale: float = 0.0  # arXiv 2305.08891, section 3.4
 
     def __post_init__(self) -> None:
-        checks.expand(self, "path", "config", "cache_dir", "lora", "blocklist", "allowlist")
+        checks.expand_paths(self, "path", "config", "cache_dir", "lora", "blocklist", "allowlist")
         checks.require_whole(self, "generator.", ("steps",))
         sides = self.image_size if isinstance(self.image_size, list | tuple) else [self.image_size] * 2
         fits = self.image_size is None or (len(sides) == 2 and all(checks.is_whole(side, 8) for side in sides))
@@ -164,7 +162,7 @@ class ScorerConfig:
     local_files_only: bool = False  # true: never download
 
     def __post_init__(self) -> None:
-        checks.expand(self, "path", "cache_dir")
+        checks.expand_paths(self, "path", "cache_dir")
 
 
 @dataclass
@@ -200,7 +198,7 @@ class Config:
     ckpt_path: str | None = None  # a checkpoint from which the batch in it goes on, such as one of another folder
 
     def __post_init__(self) -> None:
-        checks.expand(self, "output", "ckpt_path")
+        checks.expand_paths(self, "output", "ckpt_path")
         checks.require_whole(self, "", ("batch_size",))
         checks.require(0 <= self.seed < 2**62, "seed", self.seed, "give a whole number in [0, 2**62)")
         checks.require_choice("resume", self.resume, ("auto", "force"))

@@ -38,8 +38,7 @@ def run(cfg: Config) -> int:
     quiet_libraries()
     ranks = build("trainer", lambda: Ranks(cfg.trainer))
     inverter = load_inverter(cfg)
-    data = {key: value for key, value in cfg.data.items() if key != "name"}
-    targets = build("data", lambda: instantiate(data, image_size=inverter.generator.image_size))
+    targets = build("data", lambda: instantiate(cfg.data, image_size=inverter.generator.image_size))
     shard = parse_shard(cfg.shard)
     part = f"part-{ranks.rank:05d}" if shard == (0, 1) else f"part-{shard[0]}-{ranks.rank:05d}"
     results = ResultsFolder(Path(cfg.output) / cfg.name, cfg, part)
