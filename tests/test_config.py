@@ -220,7 +220,7 @@ def test_quotes_interpolations_and_null_mean_what_they_did(monkeypatch):
 WRONG = [  # the command line's words, and what the line must name
     ("bogus=1", "bogus"),
     ("method.bogus=1", "bogus"),
-    ("data.count=3", "count"),  # a key of data=world, not of the examples
+    ("data.objects=1", "no key data.objects; data has name, path, count"),  # a key of data=world, not of the examples
     ("method.optimizer.bogus=1", "bogus"),
     ("method.optimizer=adam", "method.optimizer=adam"),
     ("method.optimizer.max_eval=many", "method.optimizer.max_eval=many"),
@@ -325,6 +325,28 @@ def test_what_is_wrong_gives_one_line(words, key):
     message = str(caught.value)
     assert key in message and "\n" not in message and len(message) < 400, message
     assert "hydra.cc" not in message and "use +" not in message, message
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("bogus: 1", "bogus"),
+        ("budget: lots", "method.budget: give a whole number"),
+        ("budget: [1", "mine.yaml"),
+        ("search: {share: 2}", "method.search.share=2"),
+        ("defaults: [nope]", "nope"),
+    ],
+)
+def test_a_file_of_ones_own_is_read_and_what_is_wrong_in_it_gives_one_line(tmp_path, text, says):
+    (tmp_path / "method").mkdir()
+    file = tmp_path / "method" / "mine.yaml"
+    words = ["method=mine", f"hydra.searchpath=[{tmp_path}]"]
+    file.write_text("defaults: [ph2p_plus, _self_]\nname: mine\n")
+    assert load_config([*words, "seed=1"]).name == "examples-mine"
+    file.write_text(text + "\n" if "defaults" in text else f"defaults: [ph2p_plus, _self_]\nname: mine\n{text}\n")
+    with pytest.raises(UserError) as caught:
+        load_config([*words, "seed=1"])
+    assert says in str(caught.value) and "\n" not in str(caught.value), caught.value
 
 
 CONSTRUCTORS = [  # what only the thing that is built from it can refuse

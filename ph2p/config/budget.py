@@ -19,9 +19,9 @@ def plan(method: schema.MethodConfig) -> Plan:
     """Share a method's budget between optimisation, search and selection.
 
     The selection costs shortlist x draws forward samples, and finalists x steps x 2 for the renderings of the rule
-    "renderings" (twice for the guidance); an evaluation of the objective N forward and N backward samples a restart, judging the start or
-    one of an epoch's projections `judge_draws` forward samples a restart. A CLIP evaluation is charged like one of
-    the denoiser, so that methods of the same budget take the same number of steps.
+    "renderings" (twice for the guidance); an evaluation of the objective N forward and N backward samples a restart,
+    judging the start or one of an epoch's projections `judge_draws` forward samples a restart. A CLIP evaluation is
+    charged like one of the denoiser, so that methods of the same budget take the same number of steps.
     Raises UserError when the budget does not pay for one epoch, or for the selection where nothing is optimised.
     """
     choice, search = method.selection, method.search

@@ -3,6 +3,7 @@
 `ph2p.config.schema` says what each key means. Whatever is wrong gives one line.
 """
 
+import time
 from collections.abc import Sequence
 from copy import deepcopy
 from functools import lru_cache
@@ -15,11 +16,12 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationKeyError, OmegaConfBaseException, ValidationError
+from yaml import YAMLError
 
 from ph2p.config import schema
 from ph2p.config.keys import options, schema_keys
 from ph2p.config.validate import validate
-from ph2p.config.words import CONSTRUCTORS, Grammar, Word, flatten, group_words
+from ph2p.config.words import CONSTRUCTORS, SEARCHPATH, Grammar, Word, flatten, group_words
 from ph2p.errors import UserError
 from ph2p.files import label
 
@@ -47,8 +49,7 @@ def load_config(words: Sequence[str] = ()) -> schema.Config:
 
 def compose_config(words: Sequence[str] = ()) -> DictConfig:
     """The configuration as composed, its interpolations and missing values as they stand; raises UserError."""
-    grammar = grammar_of(words)
-    cfg = deepcopy(_compose(grammar.chosen))
+    grammar, cfg = _grammar_of(words)
     try:
         for word in words:
             if not grammar.chooses(word):
@@ -61,18 +62,30 @@ def compose_config(words: Sequence[str] = ()) -> DictConfig:
 
 def grammar_of(words: Sequence[str]) -> Grammar:
     """What words may say where these choose the groups' options; raises UserError for an option there is not."""
+    return _grammar_of(words)[0]
+
+
+def _grammar_of(words: Sequence[str]) -> tuple[Grammar, DictConfig]:
+    """And the configuration of those options."""
     groups = options(config_dir())
     chosen = group_words(words, groups)
     try:
-        values = OmegaConf.to_container(_compose(chosen))
-    except (HydraException, OmegaConfBaseException) as error:  # in somebody's own file
+        cfg = deepcopy(_compose(chosen))
+    except (HydraException, OmegaConfBaseException, YAMLError) as error:  # of a file, be it somebody's own
         raise UserError(_one_line(error, words)) from error
-    return Grammar(flatten(cast(dict[str, Any], values)), groups, chosen)
+    return Grammar(flatten(cast(dict[str, Any], OmegaConf.to_container(cfg))), groups, chosen), cfg
+
+
+def _compose(chosen: tuple[str, ...]) -> DictConfig:
+    """The configuration of the chosen options, by Hydra; not to be changed."""
+    own = any(Word.of(word).key == SEARCHPATH for word in chosen)
+    files = () if own else tuple(file.stat().st_mtime_ns for file in sorted(config_dir().rglob("*.yaml")))
+    return _compose_anew(chosen, files or (time.monotonic_ns(),))
 
 
 @lru_cache(maxsize=64)
-def _compose(chosen: tuple[str, ...]) -> DictConfig:
-    """The configuration of the chosen options, by Hydra; not to be changed."""
+def _compose_anew(chosen: tuple[str, ...], files: tuple[int, ...]) -> DictConfig:
+    """Kept as long as the files are what they were, for a sweep or a session has many configurations."""
     _register()
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(config_dir()), version_base="1.3"):
@@ -92,12 +105,16 @@ def _register() -> None:
 
 def _one_line(error: Exception, words: Sequence[str]) -> str:
     """What Hydra or OmegaConf says of a wrong value, in our form: the word, and what its key takes."""
+    behind = error.__cause__ or error.__context__
+    if isinstance(error, HydraException) and isinstance(behind, OmegaConfBaseException | YAMLError):
+        error = behind
     key = str(getattr(error, "full_key", None) or "").partition("[")[0]
     word = next((word for word in reversed(words) if Word.of(word).key == key), key)
     known = schema_keys().get(key)
     if known and isinstance(error, ValidationError):
         return f"{word}: {known.wanted}"
-    first = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    first = " ".join(lines) if isinstance(error, YAMLError) else (lines or [type(error).__name__])[0]
     if isinstance(error, InterpolationKeyError):
         first = f"${{...}} names no key; a shell's variable goes without braces ({first})"
     return f"{word}: {first}" if word else first

@@ -145,7 +145,7 @@ class Grammar:
         beside = [leaf for leaf in leaves if f"{part}.{leaf}" in known]
         return (
             [f"{part}.{leaf}" for leaf in difflib.get_close_matches(last, beside, 1)]
-            or [leaves[leaf] for leaf in difflib.get_close_matches(last, leaves, 1, 0.7)]
+            or [leaves[leaf] for leaf in difflib.get_close_matches(last, leaves, 1, 1 if part in self.values else 0.7)]
             or difflib.get_close_matches(key, known, 1, 0.8)
             or [f"{group}={key}" for group, found in self.groups.items() if key in found]
         )
