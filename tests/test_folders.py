@@ -1,7 +1,6 @@
 """Which files of a folder are images, what is passed over and why; and the YAML file of each data set."""
 
 import os
-import shutil
 import subprocess
 import sys
 from dataclasses import fields
@@ -29,7 +28,7 @@ def paint(path: Path) -> Path:
 def make_results(folder: Path) -> Path:
     """What a run leaves: its configuration, its records and pictures."""
     paint(folder / "images" / "cat-0123456789" / "target.png")
-    (folder / "results").mkdir()
+    (folder / "results").mkdir(exist_ok=True)
     (folder / "results" / "part-00000.jsonl").write_text("{}\n")
     (folder / "config.yaml").write_text("seed: 0\n")
     return folder
@@ -65,13 +64,12 @@ def test_results_in_the_folder_of_pictures_are_no_images(tmp_path, monkeypatch):
 
 def test_a_folder_that_becomes_one_of_results_while_it_is_listed(tmp_path, monkeypatch):
     paint(tmp_path / "a.png")
-    paint(tmp_path / "out" / "images" / "x" / "target.png")
+    (tmp_path / "out" / "images").mkdir(parents=True)
     list_folder, waiting = os.scandir, [True]
 
     def listing(folder):  # another rank writes its folder when this one has already entered it
         if waiting and str(folder).endswith("images"):
             waiting.clear()
-            shutil.rmtree(tmp_path / "out")
             make_results(tmp_path / "out")
         return list_folder(folder)
 
