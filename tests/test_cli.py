@@ -141,7 +141,7 @@ def test_the_installed_command_hears_signals_too(monkeypatch):
 def test_the_doctor_finds_what_comes_along(capsys):
     assert cli.main(["doctor"]) == 0
     said = capsys.readouterr().out
-    for words in ("Python 3", "torch ", "cpu: ", "generator=embedded", "scorer=embedded", "coco: "):
+    for words in ("Python 3", "torch ", "cpu: ", "generator=embedded", "scorer=embedded", "heif: "):
         assert words in said
 
 
@@ -153,7 +153,7 @@ def test_the_doctor_says_what_is_out_of_reach(capsys, tmp_path, monkeypatch):
     words.append(f"scorer.cache_dir={tmp_path / 'cache'}")
     assert cli.main(["doctor", *words]) == 1
     said = capsys.readouterr().out
-    assert "pip install 'ph2p[coco]'" in said
+    assert "pip install 'ph2p[heif]'" in said
     assert re.search(rf"out of reach: {re.escape(str(tmp_path))}: no model_index\.json", said)
     assert re.search(r"scorer=siglip\n +out of reach: google/siglip", said)
 
