@@ -14,6 +14,12 @@ from ph2p.run.stopping import listen
 if TYPE_CHECKING:
     from ph2p.config.schema import Config
 
+OTHERS = """\
+ph2p report DIR...     the page and the table of results folders anew; --repaint and --remeasure their pictures and values
+ph2p doctor [keys]     versions, devices, whether model and scorer are there, what the missing extras would bring
+ph2p [keys]            what follows, as does python train.py
+"""
+
 
 def entry() -> NoReturn:
     """The installed command."""
@@ -102,7 +108,7 @@ def _about(arguments: argparse.Namespace) -> str:
     if arguments.help:
         from ph2p.config.help import help_text
 
-        return help_text(arguments.words) + "\n"
+        return f"{OTHERS}\n{help_text(arguments.words)}\n"
     from omegaconf import OmegaConf
 
     from ph2p.config.compose import compose_config

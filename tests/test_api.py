@@ -14,6 +14,7 @@ from ph2p.api import as_pillow
 from ph2p.config.keywords import as_overrides
 
 SMALL = ["method=ph2p", "method.budget=200", "method.draws=1", "method.judge_draws=1", "method.optimizer.max_eval=6"]
+SMALL += ["method.prompt_length=4"]
 
 
 @pytest.fixture(scope="module")
@@ -124,10 +125,14 @@ def test_arrays_become_pictures_to_the_last_bit(pixels):
 
 def test_keywords_are_words_of_the_command_line():
     options = dict(generator="sd15", method="ph2p", device="cuda", prompt_length=8, timesteps=(400, 900))
-    options |= dict(optimizer={"lr": 0.5}, evaluation={"renders": 2}, batch_size=3, init="a photo, of [a] cat's")
+    options |= dict(optimizer={"max_eval": 5}, evaluation={"renders": 2}, batch_size=3, init="a photo, of [a] cat's")
     cfg = load_config(as_overrides(**options, seed=4))
     assert (cfg.generator.name, cfg.method.name, cfg.trainer["accelerator"]) == ("sd15", "ph2p", "cuda")
-    assert (cfg.method.prompt_length, list(cfg.method.timesteps), cfg.method.optimizer["lr"]) == (8, [400, 900], 0.5)
+    assert (cfg.method.prompt_length, list(cfg.method.timesteps), cfg.method.optimizer["max_eval"]) == (
+        8,
+        [400, 900],
+        5,
+    )
     assert (cfg.evaluation.renders, cfg.batch_size, cfg.seed) == (2, 3, 4)
     assert cfg.method.init == "a photo, of [a] cat's"
 

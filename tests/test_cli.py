@@ -42,11 +42,11 @@ def test_keys_are_a_run(runs, tmp_path):
         (["--nothing"], "--nothing"),
         (["report"], "DIR"),
         (["report", "nowhere"], "nowhere"),
-        (["report", "--repaint", "--remeasure", "nowhere"], "nowhere"),
-        (["report", "--nothing", "x"], "x"),
+        (["report", "--repaint", "--remeasure", "."], "--repaint"),
+        (["report", "x"], "outputs/NAME"),
         (["doctor", "metod=ph2p"], "method"),
     ],
-    ids=" ".join,
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
 def test_what_is_wrong_is_one_line_and_exit_code_2(argv, said, runs, capsys):
     assert cli.main(argv) == 2
@@ -104,7 +104,7 @@ def test_help(capsys):
     helped = capsys.readouterr().out
     groups = dict(re.findall(r"^  (\w+)  +(\w.*)$", helped.partition("Groups")[2], re.MULTILINE))
     assert groups["scorer"] == "clip-vit-l-14, embedded, folder, siglip"
-    for words in ("data.path=my_images", "ph2p_plus", "batch_size", "ph2p report", "ph2p doctor"):
+    for words in ("data.path=my_images", "ph2p_plus", "batch_size", "ph2p report DIR", "ph2p doctor"):
         assert words in helped
 
 
