@@ -86,8 +86,8 @@ def load_inverter(overrides: Sequence[str] | Config = (), **options: Any) -> Inv
     """Load the model once for many calls: `load_inverter(generator="sd15", method="ph2p", device="cuda", budget=4000)`.
 
     The keywords are those of `ph2p.config.keywords.as_overrides`: options of the groups, a path or hub id as
-    `generator` or `scorer`, `device`, any key of the method, `evaluation`, `batch_size`, `seed`. `overrides` are words
-    of the command line, such as `["method=ph2p", "generator.steps=20"]`, or a whole `load_config(...)`; they go first.
+    `generator` or `scorer`, `device`, any key of the method, `evaluation`, `batch_size`, `seed`, `fit`. `overrides` are
+    words of the command line, such as `["method=ph2p", "generator.steps=20"]`, or a whole `load_config(...)`; they go first.
     Raises UserError, one line, for anything wrong in them and for a model that cannot be loaded.
     """
     if isinstance(overrides, str):

@@ -15,9 +15,9 @@ if TYPE_CHECKING:
     from ph2p.config.schema import Config
 
 OTHERS = """\
-ph2p report DIR...     the page and the table of results folders anew; --repaint and --remeasure their pictures and values
-ph2p doctor [keys]     versions, devices, whether model and scorer are there, what the missing extras would bring
-ph2p [keys]            what follows, as does python train.py
+ph2p report DIR...   the page and table of results folders anew; --repaint, --remeasure: their renderings, their values
+ph2p doctor [keys]   versions, devices, whether model and scorer are there, what the missing extras would bring
+ph2p [keys]          inverts images, as python train.py does:
 """
 
 
