@@ -87,7 +87,7 @@ def load_inverter(overrides: Sequence[str] | Config = (), **options: Any) -> Inv
 
     The keywords are those of `ph2p.config.keywords.as_overrides`: options of the groups, a path or hub id as
     `generator` or `scorer`, `device`, any key of the method, `evaluation`, `batch_size`, `seed`, `fit`. `overrides` are
-    words of the command line, such as `["method=ph2p", "generator.steps=20"]`, or a whole `load_config(...)`; they go first.
+    words of the command line, such as `["method=ph2p", "generator.steps=20"]`, or a whole `load_config(...)`.
     Raises UserError, one line, for anything wrong in them and for a model that cannot be loaded.
     """
     if isinstance(overrides, str):
@@ -95,9 +95,7 @@ def load_inverter(overrides: Sequence[str] | Config = (), **options: Any) -> Inv
     words = as_overrides(**options)
     if not isinstance(overrides, Sequence):
         if words:
-            raise UserError(
-                f"{words[0]}: a whole configuration is given; make it with load_config([..., {words[0]!r}])"
-            )
+            raise UserError(f"{words[0]}: give it to load_config, which has made the configuration")
         cfg = overrides
     else:
         cfg = load_config([*overrides, *words])
