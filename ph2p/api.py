@@ -63,7 +63,7 @@ def invert(
     pictures, one that cannot be read or inverted has its TargetError in its place. `progress` shows a bar.
     Raises UserError for a wrong key or a thing that is no picture, and the TargetError of a single picture.
     """
-    single = isinstance(images, ImageLike | bytes)
+    single = isinstance(images, ImageLike | bytes) or not isinstance(images, Iterable)
     some: list[ImageLike] = [images] if single else list(images)  # type: ignore[list-item, arg-type]
     for picture in some:
         _check(picture, single)
