@@ -38,7 +38,7 @@ def invert_all(args: argparse.Namespace) -> Iterator[Inversion]:
     """Yield the results of every method and seed on the same scenes; the model is loaded once."""
     inverter = load_inverter(load_config(args.overrides))
     size = inverter.generator.image_size
-    targets = WorldTargets(args.count, args.scene_seed, args.objects, size, args.split)
+    targets = WorldTargets(args.count, args.objects, args.split, seed=args.scene_seed, image_size=size)
     loaded = [targets.load(index) for index in range(len(targets))]
     for method in args.methods:
         for seed in args.seeds:

@@ -19,7 +19,7 @@ def main() -> None:
     parser.add_argument("--method", default="ph2p")
     args = parser.parse_args()
     inverter = load_inverter(load_config([f"method={args.method}"]))
-    targets = WorldTargets(args.batch_size, seed=7, objects=1)
+    targets = WorldTargets(args.batch_size, seed=7, objects=1, image_size=64)
     scenes = [targets.load(index) for index in range(len(targets))]
     inverter(scenes[:1])  # warm up
 

@@ -7,10 +7,10 @@ import lightning as L
 import torch
 from hydra.utils import instantiate
 from lightning.pytorch.utilities.exceptions import SIGTERMException
-from omegaconf import DictConfig
 from torch import Tensor
 
 from ph2p.config.budget import plan
+from ph2p.config.schema import Config
 from ph2p.data import Target, TargetError
 from ph2p.evaluation.measurement import Measurement
 from ph2p.evaluation.result import Inversion
@@ -41,7 +41,7 @@ class Inverter:
 
     generator: Generator
     scorer: Scorer
-    cfg: DictConfig
+    cfg: Config
     log: RunLog | None = None
 
     def __call__(

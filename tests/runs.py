@@ -20,7 +20,7 @@ from ph2p.report.records import read_results
 from ph2p.run import engine, stopping
 
 QUICK = [
-    *("debug=quick", "data=folder", "data.batch_size=2", "trainer=cpu", "evaluation.draws=2", "generator.steps=1"),
+    *("debug=quick", "data=folder", "batch_size=2", "trainer=cpu", "evaluation.draws=2", "generator.steps=1"),
     *("method.prompt_length=3", "method.draws=1", "method.selection.steps=1", "method.selection.draws=2"),
     *("method.selection.finalists=1",),
 ]

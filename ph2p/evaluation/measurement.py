@@ -3,9 +3,9 @@
 from dataclasses import dataclass
 
 import torch
-from omegaconf import DictConfig
 from torch import Tensor
 
+from ph2p.config.schema import Config
 from ph2p.evaluation.metrics import cosine_similarity, regret, rouge, word_recall
 from ph2p.evaluation.result import Inversion
 from ph2p.evaluation.texts import readable, text_losses
@@ -25,7 +25,7 @@ class Measurement:
 
     generator: Generator
     scorer: Scorer
-    cfg: DictConfig
+    cfg: Config
 
     def __call__(
         self, batch: Batch, candidates: list[list[Candidate]], prompts: Tensor, curves: Tensor, seconds: float

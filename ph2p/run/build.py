@@ -8,8 +8,8 @@ from typing import Any
 import lightning as L
 import torch
 from hydra.utils import instantiate
-from omegaconf import DictConfig
 
+from ph2p.config.schema import Config, GeneratorConfig
 from ph2p.errors import UserError
 from ph2p.inverter import Inverter
 from ph2p.models.generators import LOADING, Generator, load_generator
@@ -27,13 +27,13 @@ def quiet_libraries() -> None:
         warnings.filterwarnings("ignore", message=message)
 
 
-def load_inverter(cfg: DictConfig) -> Inverter:
+def load_inverter(cfg: Config) -> Inverter:
     """Load generator and scorer onto the trainer's device; raises UserError for what cannot be built or read."""
     quiet_libraries()
     device = _check_parts(cfg)
     generator = cfg.generator
     dtype = torch.bfloat16 if cfg.trainer.get("precision") == "bf16-true" else torch.float32
-    options = {key: generator[key] for key in LOADING} | _words(generator)
+    options = {key: getattr(generator, key) for key in LOADING} | _words(generator)
     loaded = load_generator(generator.path, device=device, dtype=dtype, **options)
     loaded.check_guidance(generator.guidance_rescale)
     _prepare(loaded, cfg)
@@ -42,20 +42,20 @@ def load_inverter(cfg: DictConfig) -> Inverter:
         key, length = "init", len(loaded.vocabulary.encode(cfg.method.init))
     if length > loaded.max_prompt_length:
         raise UserError(
-            f"method.{key}={cfg.method[key]}: {length} tokens, but this model reads at most "
+            f"method.{key}={getattr(cfg.method, key)}: {length} tokens, but this model reads at most "
             f"{loaded.max_prompt_length}; use fewer"
         )
-    for key in ("method", "evaluation"):
-        if cfg[key].timesteps[1] > loaded.num_timesteps:
-            raise UserError(f"{key}.timesteps={cfg[key].timesteps}: this model has {loaded.num_timesteps} timesteps")
+    for key, window in {"method": cfg.method.timesteps, "evaluation": cfg.evaluation.timesteps}.items():
+        if window[1] > loaded.num_timesteps:
+            raise UserError(f"{key}.timesteps={window}: this model has {loaded.num_timesteps} timesteps")
     for key, steps in {"generator": generator.steps, "method.selection": cfg.method.selection.steps}.items():
         if steps > loaded.num_timesteps:
             raise UserError(f"{key}.steps={steps}: this model has {loaded.num_timesteps} timesteps")
-    hub = {key: cfg.scorer[key] for key in ("revision", "cache_dir", "local_files_only")}
+    hub = {key: getattr(cfg.scorer, key) for key in ("revision", "cache_dir", "local_files_only")}
     return Inverter(loaded, load_scorer(cfg.scorer.path, device=device, **hub), cfg)
 
 
-def _words(generator: DictConfig) -> dict[str, Any]:
+def _words(generator: GeneratorConfig) -> dict[str, Any]:
     """The arguments of `Vocabulary` that the configuration gives, word lists read from their files."""
     tokens = generator.tokens
     files = {
@@ -77,7 +77,7 @@ def _words(generator: DictConfig) -> dict[str, Any]:
     return {"blocklist": blocked, "allowlist": allowed, "tokens": rule}
 
 
-def _prepare(generator: Generator, cfg: DictConfig) -> None:
+def _prepare(generator: Generator, cfg: Config) -> None:
     """Set how the frozen model computes: precision, rows at once."""
     if cfg.trainer.get("precision") == "bf16-mixed":
         for name in ("encode_images", "condition", "predict", "sample"):
@@ -86,7 +86,7 @@ def _prepare(generator: Generator, cfg: DictConfig) -> None:
     generator.microbatch = MicroBatch(None if cfg.method.microbatch == "auto" else cfg.method.microbatch)
 
 
-def _check_parts(cfg: DictConfig) -> torch.device:
+def _check_parts(cfg: Config) -> torch.device:
     """Build optimiser, trainer and logger once: what is wrong in their keys stops a run before it begins.
 
     Returns the trainer's device.

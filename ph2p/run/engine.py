@@ -5,13 +5,12 @@ from pathlib import Path
 from typing import Any
 
 from hydra.utils import instantiate
-from omegaconf import DictConfig
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from ph2p.config.schema import Config, parse_shard
 from ph2p.config.settings import settings
-from ph2p.config.validate import parse_shard
 from ph2p.data import Target, TargetError, Targets
 from ph2p.errors import UserError
 from ph2p.evaluation.result import Inversion, as_record
@@ -29,7 +28,7 @@ from ph2p.run.shares import batches, share
 console = Console()
 
 
-def run(cfg: DictConfig) -> int:
+def run(cfg: Config) -> int:
     """Invert this rank's images of the configuration; returns the exit code.
 
     0: all is well; 1: an image failed or is missing; 128 + n: stopped by signal n, 143 for SIGTERM. Images that an
@@ -39,8 +38,8 @@ def run(cfg: DictConfig) -> int:
     quiet_libraries()
     ranks = build("trainer", lambda: Ranks(cfg.trainer))
     inverter = load_inverter(cfg)
-    targets = build("data", lambda: instantiate(cfg.data.targets, image_size=inverter.generator.image_size))
-    shard = parse_shard(cfg.data.shard)
+    targets = build("data", lambda: instantiate(cfg.data, image_size=inverter.generator.image_size))
+    shard = parse_shard(cfg.shard)
     part = f"part-{ranks.rank:05d}" if shard == (0, 1) else f"part-{shard[0]}-{ranks.rank:05d}"
     results = ResultsFolder(Path(cfg.output) / cfg.name, cfg, part)
     try:
@@ -73,11 +72,11 @@ def _invert_share(inverter: Inverter, targets: Targets, mine: range, results: Re
     errors = {record["image_id"]: record["error"] for record in records if record["status"] != "ok"}
     checkpoint = BatchCheckpoint(results.checkpoint, settings(cfg))
     begun = _begun(checkpoint, cfg, targets)
-    todo = batches(list(index), begun, done, errors.keys(), cfg.data.batch_size)
+    todo = batches(list(index), begun, done, errors.keys(), cfg.batch_size)
     if ranks.rank == 0:
         before = f" ({len(done)} finished before)" if done else ""
         place = f" on {ranks.world} ranks" if ranks.world > 1 else ""
-        wanted = len(share(len(targets), parse_shard(cfg.data.shard), 0, 1))
+        wanted = len(share(len(targets), parse_shard(cfg.shard), 0, 1))
         console.print(f"Inverting {wanted} images{place}{before} with {cfg.method.name}; results in {results.folder}/")
     with _progress_bar(ranks.rank) as bar:
         task = bar.add_task("starting", total=sum(map(len, todo)))
@@ -86,7 +85,7 @@ def _invert_share(inverter: Inverter, targets: Targets, mine: range, results: Re
     checkpoint.finish()  # it may be left from another number of ranks
 
 
-def _begun(checkpoint: BatchCheckpoint, cfg: DictConfig, targets: Targets) -> list[str]:
+def _begun(checkpoint: BatchCheckpoint, cfg: Config, targets: Targets) -> list[str]:
     """The image ids of the interrupted batch: that of `ckpt_path`, or else our own."""
     begun = checkpoint.read(force=cfg.resume == "force")
     if cfg.ckpt_path is None or begun:

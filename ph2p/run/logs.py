@@ -12,8 +12,8 @@ import lightning as L
 import torch
 from hydra.utils import instantiate
 from lightning.pytorch.loggers import Logger
-from omegaconf import DictConfig
 
+from ph2p.config.schema import Config
 from ph2p.errors import UserError
 from ph2p.files import plain_disk_errors
 from ph2p.inversion.module import PromptInversion
@@ -23,7 +23,7 @@ HEADER = ",".join(("image_id", "epoch", *FIGURES)).encode()
 EXTRAS = ("tensorboard", "wandb")
 
 
-def make_loggers(cfg: DictConfig) -> list[Logger]:
+def make_loggers(cfg: Config) -> list[Logger]:
     """The loggers that the configuration names; raises UserError where their package is missing."""
     if not cfg.logger:
         return []

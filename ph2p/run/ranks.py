@@ -23,7 +23,6 @@ from lightning.pytorch.plugins.environments import SLURMEnvironment, TorchElasti
 from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 from lightning.pytorch.utilities import rank_zero_only
-from omegaconf import DictConfig, OmegaConf
 
 from ph2p.run import stopping
 
@@ -85,13 +84,13 @@ class _Launcher(_SubprocessScriptLauncher):
         return function(*args, **kwargs)
 
 
-def trainer_options(trainer: DictConfig) -> dict[str, Any]:
+def trainer_options(trainer: dict[str, Any]) -> dict[str, Any]:
     """The arguments of a Lightning Trainer for the configuration's `trainer`.
 
     `precision` is the frozen pipeline's (`load_inverter`); what the Trainer holds is prompt and optimiser, which
     stay float32. SLURM's requeueing is ours: Lightning's saves inside the signal handler.
     """
-    options: dict[str, Any] = {**OmegaConf.to_container(trainer), "precision": "32-true", "plugins": []}
+    options: dict[str, Any] = {**trainer, "precision": "32-true", "plugins": []}
     if options.get("devices") not in (1, "1") or options.get("num_nodes", 1) != 1:
         options["strategy"] = IndependentRanks()
     if SLURMEnvironment.detect() and not TorchElasticEnvironment.detect():
@@ -122,7 +121,7 @@ class Ranks:
     starts the others. Raises ValueError where cluster and configuration disagree on the number of processes.
     """
 
-    def __init__(self, trainer: DictConfig) -> None:
+    def __init__(self, trainer: dict[str, Any]) -> None:
         self._trainer = L.Trainer(**trainer_options(trainer), logger=False)
         strategy = self._trainer.strategy
         connector = self._trainer._accelerator_connector

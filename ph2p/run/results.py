@@ -18,11 +18,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 from torch import Tensor
 
-from ph2p.config.settings import difference, settings
+from ph2p.config.schema import Config
+from ph2p.config.settings import as_yaml, difference, read_settings, settings
 from ph2p.data import slug
 from ph2p.errors import UserError
 from ph2p.files import as_json, plain_disk_errors, write_whole
@@ -37,7 +37,7 @@ class ResultsFolder:
     another configuration, or when another process is writing this part.
     """
 
-    def __init__(self, folder: Path, config: DictConfig, part: str = "part-00000"):
+    def __init__(self, folder: Path, config: Config, part: str = "part-00000"):
         self.folder = folder
         self.part = folder / "results" / f"{part}.jsonl"
         self.checkpoint = folder / "checkpoints" / f"{part}.ckpt"
@@ -48,18 +48,18 @@ class ResultsFolder:
             for name in ("results", "images", "candidates"):
                 (folder / name).mkdir(parents=True, exist_ok=True)
             self._check_config(config)
-            write_whole(folder / "config.yaml", OmegaConf.to_yaml(config).encode())
+            write_whole(folder / "config.yaml", as_yaml(config).encode())
             self._file = self.part.open("ab+", buffering=0)
             self._lock()
             self._mend()
 
-    def _check_config(self, config: DictConfig) -> None:
+    def _check_config(self, config: Config) -> None:
         """Refuse to mix two configurations in one folder, naming the first key that differs."""
         path = self.folder / "config.yaml"
         found = [*(self.folder / "results").iterdir(), *self.folder.glob("checkpoints/*.ckpt")]
         if config.resume == "force" or not path.exists() or not any(file.stat().st_size for file in found):
             return
-        before, now = settings(OmegaConf.load(path)), settings(config)
+        before, now = read_settings(path), settings(config)
         if key := difference(before, now):
             raise UserError(
                 f"{self.folder}: holds results with {key}={before.get(key)}, not {now.get(key)}; "
