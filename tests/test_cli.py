@@ -44,6 +44,7 @@ def test_keys_are_a_run(runs, tmp_path):
         (["report", "nowhere"], "nowhere"),
         (["report", "--repaint", "--remeasure", "."], "--repaint"),
         (["report", "x"], "outputs/NAME"),
+        (["report", "--set", "generator.steps=4", "x"], "--repaint"),
         (["doctor", "metod=ph2p"], "method"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
@@ -167,3 +168,15 @@ def test_a_report_is_written_anew(capsys, tmp_path):
     assert (tmp_path / "index.html").exists()
     said = capsys.readouterr().out
     assert said.count("a.png") == 2 and str(Path(tmp_path / "index.html").resolve()) in said.replace("\n", "")
+
+
+def test_repaint_and_remeasure_are_passed_on(tmp_path, monkeypatch, capsys):
+    from ph2p.run import remeasure
+
+    (tmp_path / "results").mkdir()
+    asked = []
+    for name in ("repaint", "remeasure"):
+        monkeypatch.setattr(remeasure, name, lambda folder, words, name=name: asked.append((name, folder, words)))
+    assert cli.main(["report", "--repaint", "--set", "generator.steps=4", str(tmp_path)]) == 0
+    assert cli.main(["report", str(tmp_path), "--remeasure"]) == 0
+    assert asked == [("repaint", tmp_path, ["generator.steps=4"]), ("remeasure", tmp_path, [])]
