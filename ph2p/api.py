@@ -30,7 +30,7 @@ TAKES = "give a path, a Pillow image, an array (H, W, 3) or a tensor (3, H, W), 
 
 
 @overload
-def invert(  # type: ignore[overload-overlap]  # a str is a sequence of str too: it is one path
+def invert(
     images: ImageLike,
     overrides: Sequence[str] = ...,
     *,
