@@ -9,15 +9,17 @@ from typing import Any, overload
 
 import numpy as np
 from PIL import Image
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
 from ph2p.config.compose import load_config
 from ph2p.config.keywords import as_overrides
 from ph2p.config.schema import Config
-from ph2p.data import Target, TargetError, from_pil, load_image
+from ph2p.data import Target, TargetError
+from ph2p.data.images import complaint, convert, read_image
 from ph2p.errors import UserError
 from ph2p.evaluation.result import InversionResult
+from ph2p.files import printable
 from ph2p.inversion.session import Session
 from ph2p.inverter import Inverter
 from ph2p.run import build
@@ -28,7 +30,7 @@ TAKES = "give a path, a Pillow image, an array (H, W, 3) or a tensor (3, H, W), 
 
 
 @overload
-def invert(  # type: ignore[overload-overlap]  # a str is a sequence of str too: it is one path
+def invert(
     images: ImageLike,
     overrides: Sequence[str] = ...,
     *,
@@ -61,7 +63,7 @@ def invert(
     pictures, one that cannot be read or inverted has its TargetError in its place. `progress` shows a bar.
     Raises UserError for a wrong key or a thing that is no picture, and the TargetError of a single picture.
     """
-    single = isinstance(images, ImageLike | bytes)
+    single = isinstance(images, ImageLike | bytes) or not isinstance(images, Iterable)
     some: list[ImageLike] = [images] if single else list(images)  # type: ignore[list-item, arg-type]
     for picture in some:
         _check(picture, single)
@@ -84,8 +86,8 @@ def load_inverter(overrides: Sequence[str] | Config = (), **options: Any) -> Inv
     """Load the model once for many calls: `load_inverter(generator="sd15", method="ph2p", device="cuda", budget=4000)`.
 
     The keywords are those of `ph2p.config.keywords.as_overrides`: options of the groups, a path or hub id as
-    `generator` or `scorer`, `device`, any key of the method, `evaluation`, `batch_size`, `seed`. `overrides` are words
-    of the command line, such as `["method=ph2p", "generator.steps=20"]`, or a whole `load_config(...)`; they go first.
+    `generator` or `scorer`, `device`, any key of the method, `evaluation`, `batch_size`, `seed`, `fit`. `overrides` are
+    words of the command line, such as `["method=ph2p", "generator.steps=20"]`, or a whole `load_config(...)`.
     Raises UserError, one line, for anything wrong in them and for a model that cannot be loaded.
     """
     if isinstance(overrides, str):
@@ -93,9 +95,7 @@ def load_inverter(overrides: Sequence[str] | Config = (), **options: Any) -> Inv
     words = as_overrides(**options)
     if not isinstance(overrides, Sequence):
         if words:
-            raise UserError(
-                f"{words[0]}: a whole configuration is given; make it with load_config([..., {words[0]!r}])"
-            )
+            raise UserError(f"{words[0]}: give it to load_config, which has made the configuration")
         cfg = overrides
     else:
         cfg = load_config([*overrides, *words])
@@ -107,10 +107,11 @@ def load_inverter(overrides: Sequence[str] | Config = (), **options: Any) -> Inv
 
 
 class _Follow(Session):
-    """Shows on a bar what happens to the pictures at hand."""
+    """Shows on a bar what happens to the pictures of a batch."""
 
-    def __init__(self, bar: Progress, pictures: int) -> None:
-        self.bar, self.task = bar, bar.add_task("starting", total=pictures)
+    def __init__(self, bar: Progress, task: TaskID) -> None:
+        super().__init__()
+        self.bar, self.task = bar, task
 
     def report(self, stage: str, done: int, total: int) -> None:
         self.bar.update(self.task, description=f"{stage} {done}/{total}")
@@ -119,15 +120,16 @@ class _Follow(Session):
 def _invert(pictures: Sequence[ImageLike], inverter: Inverter, progress: bool) -> Iterator[Result]:
     """The results in order, batch after batch."""
     columns = TextColumn("{task.description:>24}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+    size = inverter.cfg.batch_size
     with Progress(*columns, disable=not progress) as bar:
-        session, size = _Follow(bar, len(pictures)), inverter.cfg.batch_size
+        task = bar.add_task("starting", total=len(pictures))
         for start in range(0, len(pictures), size):
             numbered = enumerate(pictures[start : start + size], start)
             batch = [_target(picture, number, inverter) for number, picture in numbered]
             good = [target for target in batch if isinstance(target, Target)]
-            found = iter(inverter(good, session) if good else [])
+            found = iter(inverter(good, _Follow(bar, task)) if good else [])
             yield from (next(found) if isinstance(target, Target) else target for target in batch)
-            bar.advance(session.task, len(batch))
+            bar.advance(task, len(batch))
 
 
 def _check(picture: object, single: bool) -> None:
@@ -150,19 +152,20 @@ def _check(picture: object, single: bool) -> None:
 
 def _target(picture: ImageLike, number: int, inverter: Inverter) -> Target | TargetError:
     """The picture as the inverter takes it, or what is wrong with it."""
-    size, name = inverter.generator.image_size, f"image-{number}"
+    size, fit, name = inverter.generator.image_size, inverter.cfg.data.get("fit", "crop"), f"image-{number}"
     try:
         if isinstance(picture, str | Path):
             place = Path(picture).expanduser()
-            return Target(place.name, str(picture), load_image(place, size))
-        image = picture if isinstance(picture, Image.Image) else as_pillow(picture)
-        return Target(name, "memory", from_pil(image, size))
+            read = read_image(place, printable(picture), size, fit)
+            return Target(place.name, str(picture), read.image, notes=read.notes)
+        read = convert(picture if isinstance(picture, Image.Image) else as_pillow(picture), size, fit)
+        return Target(name, "memory", read.image, notes=read.notes)
     except TargetError as error:
         return error
     except UserError as error:
         return TargetError(f"{name}: {error}")
     except Exception as error:  # Pillow decodes late, and raises nearly anything on broken bytes
-        return TargetError(f"{name}: cannot be read as a picture; {' '.join(str(error).split())}")
+        return TargetError(f"{name}: {complaint(None, error)}")
 
 
 def as_pillow(picture: np.ndarray | Tensor) -> Image.Image:

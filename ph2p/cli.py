@@ -14,6 +14,12 @@ from ph2p.run.stopping import listen
 if TYPE_CHECKING:
     from ph2p.config.schema import Config
 
+OTHERS = """\
+ph2p report DIR...   the page and table of results folders anew; --repaint, --remeasure: their renderings, their values
+ph2p doctor [keys]   versions, devices, whether model and scorer are there, what the missing extras would bring
+ph2p [keys]          inverts images, as python train.py does:
+"""
+
 
 def entry() -> NoReturn:
     """The installed command."""
@@ -102,7 +108,7 @@ def _about(arguments: argparse.Namespace) -> str:
     if arguments.help:
         from ph2p.config.help import help_text
 
-        return help_text(arguments.words) + "\n"
+        return f"{OTHERS}\n{help_text(arguments.words)}\n"
     from omegaconf import OmegaConf
 
     from ph2p.config.compose import compose_config
@@ -125,31 +131,29 @@ def _run(jobs: "list[Config]") -> int:
     return max(codes)
 
 
-def _results_folder(text: str) -> Path:
-    folder = Path(text).expanduser()
-    if not (folder / "results").is_dir():
-        raise UserError(f"{text}: no results folder; give one that a run has written, such as outputs/NAME")
-    return folder
-
-
 def _report(argv: list[str]) -> int:
     """`ph2p report DIR...`: the page and the table of results folders."""
     parser = _Parser("ph2p report", description="Write the page of a results folder anew and show its table.")
-    parser.add_argument("folders", nargs="+", metavar="DIR", type=_results_folder, help="what a run has written")
+    parser.add_argument("folders", nargs="+", metavar="DIR", help="what a run has written, such as outputs/NAME")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="do so with another value")
     how = parser.add_mutually_exclusive_group()
-    how.add_argument("--repaint", action="store_true", help="first paint the pictures of its prompts anew")
-    how.add_argument("--remeasure", action="store_true", help="first measure its prompts anew")
+    how.add_argument("--repaint", action="store_true", help="first render its prompts anew")
+    how.add_argument("--remeasure", action="store_true", help="first measure and render its prompts anew")
     arguments = parser.parse_args(argv)
+    if arguments.set and not (arguments.repaint or arguments.remeasure):
+        parser.error("--set goes with --repaint or --remeasure")
     from ph2p.report.records import read_results
     from ph2p.report.table import summary_table, write_report
     from ph2p.run.screen import Screen
 
     screen = Screen()
-    for folder in arguments.folders:
+    for folder in map(Path, arguments.folders):
+        if not (folder / "results").is_dir():
+            raise UserError(f"{folder}: no results folder; give one that a run has written, such as outputs/NAME")
         if arguments.repaint or arguments.remeasure:
             from ph2p.run.remeasure import remeasure, repaint
 
-            (repaint if arguments.repaint else remeasure)(folder)
+            (repaint if arguments.repaint else remeasure)(folder, arguments.set)
         page = write_report(folder)
         screen.show(summary_table(read_results(folder)))
         screen.say(f"Open {page.resolve()}")

@@ -18,10 +18,11 @@ from ph2p.run.screen import Screen
 
 PACKAGES = ("torch", "lightning", "diffusers", "transformers", "huggingface-hub", "hydra-core", "numpy", "pillow")
 EXTRAS = {  # of pyproject.toml: a module that it brings, and what that is for
-    "coco": ("pycocotools", "data=coco"),
+    "heif": ("pillow_heif", "HEIC pictures"),
     "lora": ("peft", "generator.lora=..."),
     "notebooks": ("ipykernel", "the notebooks"),
     "sentencepiece": ("sentencepiece", "T5 tokenizers that come as spiece.model, and scorer=siglip"),
+    "sprites": ("resvg_py", "drawing the atlases of ph2p.world.sprites anew, which nothing else needs"),
     "tensorboard": ("tensorboard", "logger=tensorboard"),
     "wandb": ("wandb", "logger=wandb"),
 }
