@@ -11,6 +11,25 @@ from typing import Any
 
 from ph2p.errors import UserError
 
+MARKS = {b"\xef\xbb\xbf": "utf-8-sig", b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16"}  # bytes that begin a file
+
+
+def read_text(path: str | Path) -> str:
+    """The text of a file in UTF-8 or, if it begins with a byte-order mark, UTF-16; lines end with `\\n`.
+
+    Raises UserError, one line that names the file.
+    """
+    try:
+        content = Path(path).expanduser().read_bytes()
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror or error}; give a text file that can be read") from error
+    encoding = next((encoding for mark, encoding in MARKS.items() if content.startswith(mark)), "utf-8")
+    try:
+        text = content.decode(encoding)
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start}); save it as UTF-8") from error
+    return text.replace("\r\n", "\n").replace("\r", "\n")
+
 
 def as_json(content: dict[str, Any], indent: int | None = None) -> bytes:
     """JSON in UTF-8, in which numbers that are not finite are null: JSON has no others."""

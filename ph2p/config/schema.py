@@ -144,13 +144,15 @@ class GeneratorConfig:
     lora: str | None = None  # LoRA weights: a .safetensors file, a folder or a hub id
     lora_scale: float = 1.0  # how much of them
     lora_revision: str | None = None  # branch, tag or commit on the hub; null: the newest
-    image_size: int | None = None  # height = width in pixels; null: the model's own
+    image_size: Any = None  # pixels: one number, or [height, width]; null: the model's own
     clip_skip: int | None = None  # CLIP layers passed over at the end, as in diffusers; null: the model's own
     offload: bool = False  # VAE and encoders without a gradient wait on the CPU while they are not needed
     vae_tiling: bool = False  # large pictures go through the VAE in tiles
     gradient_checkpointing: bool = False  # less memory for the denoiser, a third more time
     compile: bool = False  # torch.compile the denoiser: minutes at the start, faster then
-    blocklist: str | None = "${package:models/words/blocklist.txt}"  # file of words that never appear in a prompt; null: none
+    blocklist: str | None = (
+        "${package:models/words/blocklist.txt}"  # file of words that never appear in a prompt; null: none
+    )
     allowlist: str | None = None  # file of the only words that may appear, one a line; `tokens` is then passed over
     tokens: TokensConfig = field(default_factory=TokensConfig)
     steps: int = 30  # denoising steps of the pictures on the results page
