@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from ph2p.errors import UserError
@@ -85,7 +85,7 @@ class Remembered:
 
 
 def encode_t5(
-    encoder: nn.Module,
+    encoder: Any,
     tokenizer: PreTrainedTokenizerBase,
     token_ids: Tensor,
     embeddings: Tensor | None,

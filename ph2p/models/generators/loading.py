@@ -3,6 +3,7 @@
 import os
 import shutil
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -41,8 +42,8 @@ def load_generator(
         pipeline = read(source, dtype, wanted.variant)
         if wanted.lora:
             merge_lora(pipeline, wanted)
-        size = wanted.image_size
-        generator = source.family(pipeline, words=wanted.words, image_size=size, clip_skip=wanted.clip_skip)
+        make: Callable[..., Generator] = source.family
+        generator = make(pipeline, words=wanted.words, image_size=wanted.size, clip_skip=wanted.clip_skip)
     if wanted.vae_tiling:
         pipeline.vae.enable_tiling()
     if wanted.gradient_checkpointing:

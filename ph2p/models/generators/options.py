@@ -39,7 +39,11 @@ class LoadOptions:
     tokens: TokenFilter | None = None
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "image_size", height_and_width(self.image_size))
+        height_and_width(self.image_size)
+
+    @property
+    def size(self) -> tuple[int, int] | None:
+        return height_and_width(self.image_size)
 
     @property
     def words(self) -> dict[str, Any]:

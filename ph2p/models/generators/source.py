@@ -116,11 +116,12 @@ def _read_folder(source: Source, dtype: torch.dtype, variant: str | None) -> Any
 
 def _read_model(kind: Any, folder: Path, dtype: torch.dtype, variant: str | None) -> nn.Module:
     own = variant if variant and any(folder.glob(f"*.{variant}*.safetensors")) else None  # as the pipelines do
+    model: nn.Module
     model, found = kind.from_pretrained(
         folder, dtype=dtype, variant=own, use_safetensors=True, output_loading_info=True
     )
     pretrained.check_filled(folder, found)
-    return model  # type: ignore[no-any-return]
+    return model
 
 
 def check_scheduler(folder: Path, index: dict[str, Any]) -> None:
