@@ -1,5 +1,6 @@
 """What libraries say about loading and painting stays off the screen; nothing of it outlasts the block."""
 
+import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,14 +14,14 @@ LOGGERS = (diffusers.logging, transformers.logging, huggingface_hub.logging)
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """While inside, diffusers, transformers and the hub's client show no bars for reading weights and no warnings.
+    """While inside, diffusers, transformers and the hub's client show no bars for reading weights and say nothing.
 
-    What matters of these warnings is checked here and raised: weights that do not fit, options that are ignored.
+    What matters of it is checked in this folder and raised: weights that do not fit, options that are ignored.
     """
     levels = [logs.get_verbosity() for logs in LOGGERS]
     bars = [logs for logs in LOGGERS[:2] if logs.is_progress_bar_enabled()]
     for logs in LOGGERS:
-        logs.set_verbosity_error()
+        logs.set_verbosity(logging.CRITICAL)
     for logs in bars:
         logs.disable_progress_bar()
     try:

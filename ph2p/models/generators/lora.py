@@ -29,8 +29,10 @@ def merge_lora(pipeline: Any, options: LoadOptions) -> None:
         raise UserError("generator.lora: the package peft is missing; pip install 'ph2p[lora]'")
     file = _lora_file(lora, options.cache | {"revision": options.lora_revision})
     with plain_errors(lora, "give LoRA weights of this model"):
-        pipeline.load_lora_weights(str(file.parent), weight_name=file.name, use_safetensors=True)
-        _check_taken(pipeline, lora, file)
+        try:
+            pipeline.load_lora_weights(str(file.parent), weight_name=file.name, use_safetensors=True)
+        finally:  # also where diffusers fails at keys that fit nothing: it does not name them
+            _check_taken(pipeline, lora, file)
         pipeline.fuse_lora(lora_scale=options.lora_scale)
         pipeline.unload_lora_weights()
 
