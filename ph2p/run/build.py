@@ -12,7 +12,7 @@ from hydra.utils import instantiate
 from ph2p.config.schema import Config, GeneratorConfig
 from ph2p.errors import UserError
 from ph2p.inverter import Inverter
-from ph2p.models.generators import LOADING, Generator, load_generator
+from ph2p.models.generators import LOADING, load_generator
 from ph2p.models.microbatch import MicroBatch
 from ph2p.models.scorer import load_scorer
 from ph2p.models.tokens import TokenFilter, read_words
@@ -35,8 +35,11 @@ def load_inverter(cfg: Config) -> Inverter:
     dtype = torch.bfloat16 if cfg.trainer.get("precision") == "bf16-true" else torch.float32
     options = {key: getattr(generator, key) for key in LOADING} | _words(generator)
     loaded = load_generator(generator.path, device=device, dtype=dtype, **options)
-    loaded.check_guidance(generator.guidance_rescale)
-    _prepare(loaded, cfg)
+    if cfg.trainer.get("precision") == "bf16-mixed":
+        loaded.mix(torch.bfloat16)
+    loaded.microbatch = MicroBatch(None if cfg.method.microbatch == "auto" else cfg.method.microbatch)
+    steps = {"generator.steps": generator.steps, "method.selection.steps": cfg.method.selection.steps}
+    loaded.check_sampling(steps, generator.guidance_rescale)
     key, length = "prompt_length", cfg.method.prompt_length
     if cfg.method.init != "random":
         key, length = "init", len(loaded.vocabulary.encode(cfg.method.init))
@@ -48,9 +51,6 @@ def load_inverter(cfg: Config) -> Inverter:
     for key, window in {"method": cfg.method.timesteps, "evaluation": cfg.evaluation.timesteps}.items():
         if window[1] > loaded.num_timesteps:
             raise UserError(f"{key}.timesteps={window}: this model has {loaded.num_timesteps} timesteps")
-    for key, steps in {"generator": generator.steps, "method.selection": cfg.method.selection.steps}.items():
-        if steps > loaded.num_timesteps:
-            raise UserError(f"{key}.steps={steps}: this model has {loaded.num_timesteps} timesteps")
     hub = {key: getattr(cfg.scorer, key) for key in ("revision", "cache_dir", "local_files_only")}
     return Inverter(loaded, load_scorer(cfg.scorer.path, device=device, **hub), cfg)
 
@@ -75,15 +75,6 @@ def _words(generator: GeneratorConfig) -> dict[str, Any]:
         protected=tokens.protected,
     )
     return {"blocklist": blocked, "allowlist": allowed, "tokens": rule}
-
-
-def _prepare(generator: Generator, cfg: Config) -> None:
-    """Set how the frozen model computes: precision, rows at once."""
-    if cfg.trainer.get("precision") == "bf16-mixed":
-        for name in ("encode_images", "condition", "predict", "sample"):
-            cast = torch.autocast(generator.device.type, torch.bfloat16)
-            setattr(generator, name, cast(getattr(generator, name)))
-    generator.microbatch = MicroBatch(None if cfg.method.microbatch == "auto" else cfg.method.microbatch)
 
 
 def _check_parts(cfg: Config) -> torch.device:
