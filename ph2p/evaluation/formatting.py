@@ -2,8 +2,10 @@
 
 import math
 from collections.abc import Callable
+from unicodedata import category
 
 NOTHING = "–"  # noqa: RUF001 - an en dash
+STEERING = ("Cc", "Cf", "Cs", "Zl", "Zp")  # Unicode categories: controls, formats, half characters, line ends
 Show = Callable[[float | None], str]
 
 
@@ -43,5 +45,5 @@ def duration(seconds: float | None) -> str:
 
 
 def visible(text: object) -> str:
-    """A text in one line without characters that steer a terminal: they stand there as \\x1b or \\u202e."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text))
+    """A text in one line without characters that steer a terminal or turn text around: they are written as escapes."""
+    return "".join(c.encode("unicode_escape").decode() if category(c) in STEERING else c for c in str(text))

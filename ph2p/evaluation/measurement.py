@@ -92,6 +92,7 @@ class Measurement:
                 peak_memory=peak_memory(),
                 measured_with=self.measured_with(),
                 content=target.key,
+                notes=list(target.notes),
                 candidates=candidates[row],
                 target=target.image,
                 renderings=renderings[row],

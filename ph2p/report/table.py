@@ -22,7 +22,7 @@ from ph2p.report.page import Run, write_pages
 from ph2p.report.records import Record, number, numbers, over_images, read_results, reason, succeeded, warnings_in
 
 ROWS = 40  # images in the terminal; the page has them all
-NAME, PROMPT = 28, 30  # columns that a table has for an image's name, at most, and for a prompt, at least
+NAME, PROMPT = 28, 24  # columns that a table has for an image's name, at most, and for a prompt, at least
 
 
 @dataclass(frozen=True)
