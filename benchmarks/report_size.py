@@ -50,13 +50,13 @@ def add_image(folder: Path, name: str, pictures: list[bytes]) -> None:
 
 
 def measure(folder: Path, what: str) -> None:
-    started = time.perf_counter()
+    started, worked = time.perf_counter(), time.process_time()
     write_report(folder)
-    seconds = time.perf_counter() - started
+    seconds, worked = time.perf_counter() - started, time.process_time() - worked
     pages = [file.stat().st_size for file in folder.glob("index*.html")]
     thumbnails = [file.stat().st_size for file in (folder / "thumbnails").rglob("*.webp")]
     print(
-        f"{what}: {seconds:.1f} s; {len(pages)} pages, the largest {max(pages) / 2**20:.2f} MiB, together "
+        f"{what}: {seconds:.1f} s, {worked:.1f} s of a core; {len(pages)} pages, the largest {max(pages) / 2**20:.2f} MiB, together "
         f"{sum(pages) / 2**20:.1f} MiB; {len(thumbnails)} thumbnails, {sum(thumbnails) / 2**20:.1f} MiB"
     )
 

@@ -144,7 +144,7 @@ def _head(run: Run, page: int) -> dict[str, Any]:
     first = page == 1
     return {
         "title": run.title,
-        "images": len(run.good),
+        "images": len(run.good) if first else 0,
         "about": _about(run) if first else [],
         "totals": _totals(run) if first and run.records else [],
         "warnings": _warnings(run) if first else [],

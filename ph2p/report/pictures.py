@@ -94,5 +94,5 @@ def _shrunk(image: Image.Image) -> bytes:
     image = image.convert("RGB")
     image.thumbnail((SIDE, SIDE), reducing_gap=2.0)
     buffer = io.BytesIO()
-    image.save(buffer, "WEBP", quality=82, method=2)
+    image.save(buffer, "WEBP", quality=82, method=0)
     return buffer.getvalue()
