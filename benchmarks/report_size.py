@@ -55,10 +55,9 @@ def measure(folder: Path, what: str) -> None:
     seconds, worked = time.perf_counter() - started, time.process_time() - worked
     pages = [file.stat().st_size for file in folder.glob("index*.html")]
     thumbnails = [file.stat().st_size for file in (folder / "thumbnails").rglob("*.webp")]
-    print(
-        f"{what}: {seconds:.1f} s, {worked:.1f} s of a core; {len(pages)} pages, the largest {max(pages) / 2**20:.2f} MiB, together "
-        f"{sum(pages) / 2**20:.1f} MiB; {len(thumbnails)} thumbnails, {sum(thumbnails) / 2**20:.1f} MiB"
-    )
+    print(f"{what}: {seconds:.1f} s, {worked:.1f} s of a core")
+    print(f"  {len(pages)} pages, the largest {max(pages) / 2**20:.2f} MiB, together {sum(pages) / 2**20:.1f} MiB")
+    print(f"  {len(thumbnails)} thumbnails, {sum(thumbnails) / 2**20:.1f} MiB", flush=True)
 
 
 def main() -> None:

@@ -194,7 +194,7 @@ def warnings_of(result: Measured) -> list[str]:
     gap = gap_closed(result.loss, result.loss_empty, result.loss_caption)
     if not gap > 0:
         warnings.append(
-            f"no better than no words: loss {result.loss:.4f}, with an empty prompt {result.loss_empty:.4f}"
+            f"no better than no words: loss {result.loss:.4f}, of an empty prompt {result.loss_empty:.4f}"
         )
     words = re.findall(r"[^\W\d_]+", result.prompt.lower())
     if not any(len(word) > 2 or not word.isascii() for word in words):
