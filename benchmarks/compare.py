@@ -85,14 +85,11 @@ class Progress(Session):
 def by_scene(results: Sequence[InversionResult]) -> dict[str, Values]:
     """Average each scene's metrics over its seeds: {metric's key: (scenes,)}, nan where one is not known."""
     scenes = sorted({r.image_id for r in results})
-    known = [r.metrics for r in results]
     values: dict[str, Values] = {}
-    for key in (metric.key for metric in COLUMNS):
-        rows = [
-            [m[key] for m, r in zip(known, results, strict=True) if r.image_id == scene and m[key] is not None]
-            for scene in scenes
-        ]
-        values[key] = np.array([np.mean(row) if row else np.nan for row in rows], dtype=np.float64)
+    for metric in COLUMNS:
+        known = [(r.image_id, value) for r in results if (value := r.metrics[metric.key]) is not None]
+        rows = [[value for image_id, value in known if image_id == scene] for scene in scenes]
+        values[metric.key] = np.array([np.mean(row) if row else np.nan for row in rows], dtype=np.float64)
     return values
 
 

@@ -34,8 +34,8 @@ def add_image(folder: Path, name: str, pictures: list[bytes]) -> None:
     place = folder / "images" / name
     place.mkdir(parents=True)
     files = ["target.png", *(f"rendering-{k}.png" for k in range(RENDERINGS))]
-    for file, content in zip(files, pictures, strict=True):
-        (place / file).write_bytes(content)
+    for file, picture in zip(files, pictures, strict=True):
+        (place / file).write_bytes(picture)
     rows = [{"prompt": "large red square above a dog", "loss": 0.3 + k / 100, "epoch": k} for k in range(50)]
     content = {"loss_curve": [1 / (k + 1) for k in range(20)], "search_curve": [0.4, 0.3, 0.3], "candidates": rows}
     (folder / "candidates" / f"{name}.json").write_text(json.dumps(content))
