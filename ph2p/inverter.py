@@ -13,7 +13,7 @@ from ph2p.config.budget import plan
 from ph2p.config.schema import Config
 from ph2p.data import Target, TargetError
 from ph2p.evaluation.measurement import Measurement
-from ph2p.evaluation.result import Inversion
+from ph2p.evaluation.result import InversionResult
 from ph2p.inversion.batch import Batch
 from ph2p.inversion.draws import Draws, make_draws
 from ph2p.inversion.history import CandidateHistory
@@ -49,7 +49,7 @@ class Inverter:
         targets: Sequence[Target],
         report: Report = lambda share, what: None,
         checkpoint: BatchCheckpoint | None = None,
-    ) -> list[Inversion | TargetError]:
+    ) -> list[InversionResult | TargetError]:
         """Invert a batch of images; each result depends on its image and the configuration alone.
 
         An image for which no prompt can be found has an error as its result, and the others are not concerned.
@@ -64,7 +64,7 @@ class Inverter:
         candidates, failed = self.select(batch, pool)
         seconds, rows = batch.seconds() / len(targets), list(candidates)
         report(0.95, "measuring")
-        results: dict[int, Inversion | TargetError] = {**failed}
+        results: dict[int, InversionResult | TargetError] = {**failed}
         if rows:
             measure = Measurement(self.generator, self.scorer, self.cfg)
             some = batch.only(rows), list(candidates.values()), prompts[rows], curves[rows]

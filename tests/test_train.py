@@ -121,8 +121,8 @@ def test_the_results_folder_is_complete(place, records):
             assert record[key] is None, key  # no ground truth
         files, stem = record["files"], slug(name)
         assert files["target"] == f"images/{stem}/target.png"
-        assert files["samples"] == [f"images/{stem}/sample-0.png"]
-        for path in (files["target"], *files["samples"]):
+        assert files["renderings"] == [f"images/{stem}/rendering-0.png"]
+        for path in (files["target"], *files["renderings"]):
             assert Image.open(folder / path).size == (16, 16)
         content = json.loads((folder / files["candidates"]).read_text(encoding="utf-8"))
         assert files["candidates"] == f"candidates/{stem}.json"
@@ -192,7 +192,7 @@ def test_a_killed_run_continues_to_the_same_results(place, command, records):
         ours, theirs = dict(continued[name]), dict(records[name])
         assert ours.pop("seconds") != theirs.pop("seconds") and ours.pop("peak_memory") and theirs.pop("peak_memory")
         assert ours == theirs  # losses too, to the last bit
-        for path in (ours["files"]["candidates"], ours["files"]["target"], *ours["files"]["samples"]):
+        for path in (ours["files"]["candidates"], ours["files"]["target"], *ours["files"]["renderings"]):
             assert (folder / path).read_bytes() == (place / "out" / "first" / path).read_bytes()
 
 
@@ -253,7 +253,7 @@ def test_what_stops_a_run_gives_one_line_and_exit_code_2(place, command, records
             assert survived and len(survived) < len(GOOD)
             for record in survived:
                 assert record["prompt"] == records[record["image_id"]]["prompt"]
-                assert Image.open(disk / "a" / record["files"]["samples"][0]).size == (16, 16)
+                assert Image.open(disk / "a" / record["files"]["renderings"][0]).size == (16, 16)
     assert not (place / "out" / "a").exists()  # nothing is left behind that a better command would trip over
 
 

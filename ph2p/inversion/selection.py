@@ -6,8 +6,8 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
+from torch.nn.functional import cosine_similarity
 
-from ph2p.evaluation.metrics import cosine_similarity
 from ph2p.inversion.draws import Draws
 from ph2p.inversion.objectives import candidate_losses
 from ph2p.models.generators import Generator
@@ -100,6 +100,6 @@ def rank_finalists(
     features = iter(scorer.image_features(pictures))
     ranked = []
     for row, target in zip(finalists, target_features, strict=True):
-        scored = [replace(c, clip_similarity=float(cosine_similarity(next(features), target))) for c in row]
+        scored = [replace(c, clip_similarity=float(cosine_similarity(next(features), target, dim=-1))) for c in row]
         ranked.append(sorted(scored, key=lambda c: (math.isnan(c.clip_similarity), -c.clip_similarity)))
     return ranked

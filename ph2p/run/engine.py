@@ -13,7 +13,7 @@ from ph2p.config.schema import Config, parse_shard
 from ph2p.config.settings import settings
 from ph2p.data import Target, TargetError, Targets
 from ph2p.errors import UserError
-from ph2p.evaluation.result import Inversion, as_record
+from ph2p.evaluation.result import InversionResult, as_candidates, as_record, pictures
 from ph2p.inverter import Inverter
 from ph2p.report.records import read_results
 from ph2p.report.table import summary_table, write_report
@@ -142,28 +142,14 @@ def _run_batch(
     bar.update(task, completed=finished + len(indices))
 
 
-def write(result: Inversion, results: ResultsFolder) -> None:
+def write(result: InversionResult, results: ResultsFolder) -> None:
     """Write an image's pictures and candidates, and then its record."""
-    image_id = result.image_id
-    files: dict[str, Any] = {"target": results.write_picture(image_id, "target", result.target)}
-    for key, name, pictures in (
-        ("samples", "sample", result.pictures),
-        ("caption_samples", "caption", result.caption_pictures),
-    ):
-        if pictures is not None:
-            files[key] = [results.write_picture(image_id, f"{name}-{k}", p) for k, p in enumerate(pictures)]
-    candidates = [
-        {
-            "prompt": c.text,
-            "token_ids": list(c.token_ids),
-            "loss": c.loss,
-            "clip_similarity": c.clip_similarity,
-            "epoch": c.epoch,
-        }
-        for c in result.candidates
-    ]
-    content = {"loss_curve": result.loss_curve, "search_curve": result.search_curve, "candidates": candidates}
-    files["candidates"] = results.write_candidates(image_id, content)
+    image_id, found = result.image_id, pictures(result)
+    files: dict[str, Any] = {"target": results.write_picture(image_id, "target", found.pop("target"))}
+    for key, some in found.items():  # renderings, caption_renderings
+        name = key.removesuffix("s").replace("_", "-")
+        files[key] = [results.write_picture(image_id, f"{name}-{k}", p) for k, p in enumerate(some)]
+    files["candidates"] = results.write_candidates(image_id, as_candidates(result))
     results.append(as_record(result) | {"files": files})
 
 
