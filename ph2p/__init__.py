@@ -19,7 +19,7 @@ _HOME = {
     "BatchedLBFGS": "inversion.lbfgs",
     "PromptInversion": "inversion.module",
     "DelayedProjection": "inversion.projection",
-    "Inversion": "evaluation.result",
+    "InversionResult": "evaluation.result",
     "Inverter": "inverter",
     "UserError": "errors",
     "write_report": "report.table",

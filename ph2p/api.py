@@ -8,7 +8,7 @@ from PIL import Image
 from ph2p.config.compose import load_config
 from ph2p.data import Target, TargetError, from_pil, load_image
 from ph2p.errors import UserError
-from ph2p.evaluation.result import Inversion
+from ph2p.evaluation.result import InversionResult
 from ph2p.inverter import Inverter
 from ph2p.run.build import load_inverter
 
@@ -17,7 +17,7 @@ Picture = str | Path | Image.Image
 
 def invert(
     images: Picture | Sequence[Picture], overrides: Sequence[str] = (), inverter: Inverter | None = None
-) -> Inversion | list[Inversion | TargetError]:
+) -> InversionResult | list[InversionResult | TargetError]:
     """Find the prompt of a picture, or of each of several: `invert("star.png").prompt`.
 
     `images` are files or Pillow images; `overrides` are the command line's, such as

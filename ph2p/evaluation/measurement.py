@@ -7,7 +7,7 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from ph2p.evaluation.metrics import cosine_similarity, regret, rouge, word_recall
-from ph2p.evaluation.result import Inversion
+from ph2p.evaluation.result import InversionResult
 from ph2p.evaluation.texts import readable, text_losses
 from ph2p.inversion.batch import Batch
 from ph2p.inversion.draws import Draws
@@ -29,7 +29,7 @@ class Measurement:
 
     def __call__(
         self, batch: Batch, candidates: list[list[Candidate]], prompts: Tensor, curves: Tensor, seconds: float
-    ) -> list[Inversion]:
+    ) -> list[InversionResult]:
         """Losses on fresh draws and pictures with fixed seeds, of the winners and of the true captions."""
         cfg, texts = self.cfg, [row[0].text for row in candidates]
         draws = batch.draws(cfg.seed, "evaluation", cfg.evaluation.draws, cfg.evaluation.timesteps)
@@ -37,7 +37,7 @@ class Measurement:
         empty = text_losses(self.generator, batch.latents, [""] * len(texts), draws)
         pictures, similarity = self._paint(texts, batch.features)
         results = [
-            Inversion(
+            InversionResult(
                 image_id=target.image_id,
                 source=target.source,
                 method=cfg.method.name,
@@ -76,7 +76,7 @@ class Measurement:
         similarity = cosine_similarity(painted, features[:, None]).mean(1)
         return pictures.view(len(texts), count, *pictures.shape[1:]).cpu(), similarity.tolist()
 
-    def _compare_with_captions(self, batch: Batch, results: list[Inversion], draws: Draws) -> None:
+    def _compare_with_captions(self, batch: Batch, results: list[InversionResult], draws: Draws) -> None:
         """Fill in the figures that need a true caption, for the images that have one."""
         read = {}
         for row, target in enumerate(batch.targets):
@@ -98,7 +98,7 @@ class Measurement:
             result.clip_similarity_caption, result.caption_pictures = similarity[k], pictures[k]
             result.evaluation_samples += self.cfg.evaluation.draws + len(pictures[k]) * 2 * self.cfg.generator.steps
 
-    def _compare_with_references(self, batch: Batch, results: list[Inversion], draws: Draws) -> None:
+    def _compare_with_references(self, batch: Batch, results: list[InversionResult], draws: Draws) -> None:
         """Fill in what people's captions tell, for the images that have any."""
         for row, target in enumerate(batch.targets):
             if not target.references:
@@ -117,7 +117,7 @@ class Measurement:
             result.evaluation_samples += len(texts) * self.cfg.evaluation.draws
 
     @torch.no_grad()
-    def _measure_soft_prompts(self, batch: Batch, results: list[Inversion], prompts: Tensor, draws: Draws) -> None:
+    def _measure_soft_prompts(self, batch: Batch, results: list[InversionResult], prompts: Tensor, draws: Draws) -> None:
         """Where the method ends in a continuous prompt, measure that too: the bound that its tokens aim at."""
         method = self.cfg.method
         if method.snap or method.straight_through or method.optimizer is None:

@@ -9,7 +9,7 @@ from ph2p.inversion.selection import Candidate
 
 
 @dataclass
-class Inversion:
+class InversionResult:
     """The prompt found for one image, what it is worth and what it cost.
 
     Losses are mean squared denoising errors on the evaluation draws. `regret`, `word_recall` and the caption's
@@ -56,7 +56,7 @@ class Inversion:
     caption_pictures: Tensor | None = None  # the same from the true caption
 
 
-def as_record(result: Inversion) -> dict[str, Any]:
+def as_record(result: InversionResult) -> dict[str, Any]:
     """The result as one line of `results/part-*.jsonl`: everything but tensors, curve and candidates."""
     left_out = ("loss_curve", "search_curve", "candidates", "target", "pictures", "caption_pictures")
     return {"status": "ok", "error": None} | {k: v for k, v in vars(result).items() if k not in left_out}

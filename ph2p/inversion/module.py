@@ -1,6 +1,6 @@
 """Prompt inversion as a LightningModule whose only parameter is the prompt.
 
-Read this file, then `callbacks.py` (projection at the end of each epoch) and `optim.py` (the L-BFGS).
+Read this file, then `projection.py` (what happens at the end of each epoch) and `lbfgs.py`.
 """
 
 from collections.abc import Callable
@@ -87,7 +87,6 @@ class PromptInversion(L.LightningModule):
             return losses
 
         self.losses = optimizer.step(closure)
-        self.log("loss", self.losses.mean(), on_step=False, on_epoch=True, batch_size=len(latents))
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return self._optimizer_factory([self.prompt])

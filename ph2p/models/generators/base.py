@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ph2p.errors import UserError
+from ph2p.models.counter import Counter
 from ph2p.models.frozen import Frozen, at_least_float32, scale_gradient
 from ph2p.models.generators.schedules import Schedule
 from ph2p.models.microbatch import MicroBatch
@@ -73,6 +74,7 @@ class Generator(Frozen):
         # In float16 the gradient of a mean over a latent underflows; with this it is that of a sum.
         self.gradient_scale = float(math.prod(self.latent_shape)) if self.denoiser.dtype == torch.float16 else 1.0
         self.offload = False
+        self.counter = Counter(self.denoiser)
         self.freeze()
 
     @property
