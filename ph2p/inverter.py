@@ -202,7 +202,7 @@ class Inverter:
         curves: Tensor,
         session: Session,
     ) -> dict[int, InversionResult]:
-        """What the winners are worth, by the image's row; `prompts` (B, M, D) and `curves` (B, epochs) of all images."""
+        """What the winners are worth, by row; `prompts` (B, M, D) and `curves` (B, epochs) are those of all images."""
         rows = list(candidates)
         if not rows:
             return {}

@@ -17,10 +17,11 @@ class Batch:
 
     def __init__(self, targets: Sequence[Target], generator: Generator, scorer: Scorer) -> None:
         self.targets, self.ids = list(targets), [target.image_id for target in targets]
-        self.keys = self.ids
+        self.keys = [target.key for target in targets]
         self.images = torch.stack([target.image for target in targets]).to(generator.device)  # (B, 3, H, W)
-        self.latents = generator.encode_images(self.images)  # (B, C, h, w)
-        self.features = scorer.image_features(self.images)  # (B, E)
+        # One after another: an image's values do not depend on the others, and large ones take less memory.
+        self.latents = torch.cat([generator.encode_images(image) for image in self.images.split(1)])  # (B, C, h, w)
+        self.features = torch.cat([scorer.image_features(image) for image in self.images.split(1)])  # (B, E)
         self.forward, self.backward = [0] * len(targets), [0] * len(targets)
         self.search_curves: list[list[float]] = [[] for _ in targets]
 

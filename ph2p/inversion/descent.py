@@ -1,7 +1,7 @@
 """Many descents by L-BFGS side by side: the direction of each row, and how it moves.
 
-From top to bottom: what may be chosen (`LBFGSOptions`), the direction (`History`), a descent made of it and a line search
-(`Descent`; `line_search.py`). Shapes: B rows of n numbers, H pairs of history.
+From top to bottom: what may be chosen (`LBFGSOptions`), the direction (`History`), a descent made of it and a line
+search (`Descent`; `line_search.py`). Shapes: B rows of n numbers, H pairs of history.
 
 Sources: J. Nocedal and S. J. Wright, Numerical Optimization, 2nd ed., 2006 ("N&W"); D. C. Liu and J. Nocedal,
 On the limited memory BFGS method for large scale optimization, Mathematical Programming 45, 1989.

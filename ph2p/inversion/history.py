@@ -27,7 +27,7 @@ class CandidateHistory(L.Callback):
         self.curve: list[Tensor] = []
 
     def on_train_start(self, trainer: L.Trainer, module: PromptInversion) -> None:
-        if not self.token_ids:  # else the fit goes on from a checkpoint
+        if not self.token_ids:  # otherwise the fit goes on from a checkpoint
             self.record_start(module)
 
     def record_start(self, module: PromptInversion) -> None:

@@ -73,7 +73,7 @@ class DenoisingObjective(Objective):
 
 
 class ClipObjective(Objective):
-    """One minus the CLIP similarity of prompt and picture (PEZ, arXiv 2302.03668, eq. 3), in [0, 2]; ignores the draws."""
+    """One minus the CLIP similarity of prompt and picture (PEZ, arXiv 2302.03668, eq. 3), in [0, 2]; takes no draws."""
 
     def __init__(self, scorer: Scorer, vocabulary: Vocabulary):
         """The prompts are made of tokens of `vocabulary`.
@@ -115,23 +115,34 @@ def finite_or_infinite(losses: Tensor) -> Tensor:
     return torch.where(losses.isfinite(), losses, torch.inf)
 
 
+def rows_of_gradient(timesteps: Tensor) -> int:
+    """The most samples that should go through the denoiser at once for a gradient on draws (B, N).
+
+    All; on a CPU the N of one row, so that its arithmetic does not depend on how many rows there are.
+    """
+    return timesteps.shape[1] if timesteps.device.type == "cpu" else timesteps.numel()
+
+
 @torch.no_grad()
 def candidate_losses(generator: Generator, latents: Tensor, candidates: Tensor, draws: Draws) -> Tensor:
     """Denoising losses (B, K) of K hard prompts an image, `candidates` (B, K, M), on the image's N draws.
 
     Inf where a loss is not finite. Costs K N forward samples an image; at most `DENOISER_ROWS` go through the denoiser
-    at once.
+    at once, on a CPU of one image: then its losses do not depend on the others, to the last bit.
     """
     batch, number, _ = candidates.shape
+    if latents.device.type == "cpu" and batch > 1:
+        ones = [slice(row, row + 1) for row in range(batch)]
+        return torch.cat([candidate_losses(generator, latents[i], candidates[i], draws[i]) for i in ones])
     image = torch.arange(batch, device=latents.device).repeat_interleave(number)
     token_ids = candidates.flatten(0, 1)  # (B K, M)
 
     def evaluate(size: int) -> Tensor:
         losses = latents.new_zeros(len(token_ids))
-        for rows, columns, share in parts(len(token_ids), draws.timesteps.shape[1], size):
+        for rows, columns, weight in parts(len(token_ids), draws.timesteps.shape[1], size):
             conditioning = generator.condition(token_ids[rows])
             some = draws[image[rows], columns]
-            losses[rows] += share * denoising_loss(generator, latents[image[rows]], conditioning, some)
+            losses[rows] += weight * denoising_loss(generator, latents[image[rows]], conditioning, some)
         return losses
 
     # A whole row's draws at once where they fit into no chunk, as long as memory lasts.
@@ -147,11 +158,11 @@ def losses_and_gradients(
 
     def evaluate(size: int) -> tuple[Tensor, Tensor]:
         losses, gradients = latents.new_zeros(len(prompt)), torch.zeros_like(prompt)
-        for rows, columns, share in parts(*draws.timesteps.shape, size):
+        for rows, columns, weight in parts(len(prompt), draws.timesteps.shape[1], size):
             some = prompt[rows].detach().requires_grad_()
-            loss = share * objective(some, token_ids[rows], latents[rows], draws[rows, columns])
+            loss = weight * objective(some, token_ids[rows], latents[rows], draws[rows, columns])
             gradients[rows] += torch.autograd.grad(loss.sum(), some)[0]
             losses[rows] += loss.detach()
         return losses, gradients
 
-    return generator.microbatch.run("gradient", draws.timesteps.numel(), evaluate)
+    return generator.microbatch.run("gradient", rows_of_gradient(draws.timesteps), evaluate)

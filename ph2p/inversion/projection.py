@@ -35,9 +35,9 @@ class DelayedProjection(L.Callback):
     the tokens' embeddings, without from the continuous prompt. An optimiser with a `reset`, such as L-BFGS, forgets
     its curvature, since the next epoch has other draws and so another objective.
 
-    A projection may lose what the epoch has won. With a `judge` the epoch's move P - S from its start S is projected at several lengths,
-    nearest(S + scale (P - S)) for each of `scales`: a small one changes only the tokens that have moved most.
-    The judge takes the best of them, and the next epoch starts from the best prompt that its row has visited.
+    A projection may lose what the epoch has won. With a `judge` the epoch's move P - S from its start S is projected
+    at several lengths, nearest(S + scale (P - S)) for each of `scales`: a small one changes only the tokens that have
+    moved most. The judge takes the best of them, and the next epoch starts from the best prompt that its row has visited.
     """
 
     def __init__(self, snap: bool, judge: PromptJudge | None = None, scales: Sequence[float] = (1.0,)) -> None:
@@ -45,7 +45,7 @@ class DelayedProjection(L.Callback):
         self.best: dict[str, Tensor] = {}  # token_ids (B, M) and losses (B,) of the rows' best prompts
 
     def on_train_start(self, trainer: L.Trainer, module: PromptInversion) -> None:
-        if self.judge and not self.best:  # else the fit goes on from a checkpoint
+        if self.judge and not self.best:  # otherwise the fit goes on from a checkpoint
             self.best = {"token_ids": module.token_ids.clone(), "losses": module.token_losses.clone()}
 
     @torch.no_grad()
