@@ -1,14 +1,17 @@
 """The shortlist and the choice of the winner, and the figures that are reported."""
 
+from collections import Counter
+
 import numpy as np
 import pytest
 import torch
 
 from ph2p.evaluation.metrics import ImageSimilarity, confidence_interval, regret, word_recall
+from ph2p.errors import UserError
 from ph2p.evaluation.texts import text_losses
 from ph2p.inversion.draws import make_draws
 from ph2p.inversion.objectives import candidate_losses
-from ph2p.inversion.selection import Candidate, Pool, rank_finalists, shortlist, validate_candidates
+from ph2p.inversion.selection import Candidate, Pool, make_rule, shortlist, validate_candidates
 from ph2p.models.painting import guidance_options, paint
 
 
@@ -78,19 +81,33 @@ def test_losses_of_texts_and_candidates(generator, targets):
 
 
 def test_finalists_are_ranked_by_what_the_model_paints(inverter_of):
-    inverter = inverter_of("method=random")
-    generator, scorer, guidance = inverter.generator, inverter.scorer, guidance_options(inverter.cfg.generator)
-    texts = [["red square", "blue dog", "green café"], ["small circle"]]
-    finalists = [[Candidate((0,), text, 0, 0.0) for text in row] for row in texts]
-    goal = scorer.image_features(paint(generator, ["blue dog", "blue dog"], [7, 7], 3, guidance))
-    ranked = [rank_finalists(generator, scorer, goal, finalists, 3, 7, guidance) for _ in range(2)]
-    assert ranked[0] == ranked[1]
-    best, alone = ranked[0]
-    assert best[0].text == "blue dog" and best[0].clip_similarity == pytest.approx(1, abs=1e-5)
-    assert [c.clip_similarity for c in best] == sorted((c.clip_similarity for c in best), reverse=True)
-    one = rank_finalists(generator, scorer, goal[1:], finalists[1:], 3, 7, guidance)[0][0]
-    assert [c.text for c in alone] == ["small circle"]
-    assert one.clip_similarity == pytest.approx(alone[0].clip_similarity, abs=1e-5)
+    inverter = inverter_of("method=random", "seed=7", "method.selection.steps=3")
+    generator, scorer = inverter.generator, inverter.scorer
+    rule = make_rule(generator, scorer, inverter.cfg)
+    candidates = [
+        Candidate((0,), text, 0, loss)
+        for text, loss in [("red square", 0.5), ("blue dog", 0.505), ("green café", 0.51), ("small circle", 0.7)]
+    ]
+    painted = paint(generator, ["blue dog"], [7], 3, guidance_options(inverter.cfg.generator))
+    goal = scorer.image_features(painted)[0]
+    ranked = rule(goal, candidates)
+    assert rule(goal, candidates) == ranked
+    assert ranked[0].text == "blue dog" and ranked[0].clip_similarity == pytest.approx(1, abs=1e-5)
+    similarity = [c.clip_similarity for c in ranked]
+    assert similarity[:3] == sorted(similarity[:3], reverse=True)
+    assert ranked[3] == candidates[3]  # 0.7 is beyond the margin: it is not rendered
+    assert rule(goal, [candidates[0], candidates[3]])[0].text == "red square"
+
+
+def test_a_rule_is_chosen_by_its_name(inverter_of):
+    calls = Counter()
+    inverter = inverter_of("method=random", "method.selection.rule=loss")
+    inverter.generator.denoiser.register_forward_hook(lambda *_: calls.update("x"))
+    candidates = [Candidate((0,), "red square", 0, 0.5), Candidate((0,), "blue dog", 0, 0.5)]
+    assert make_rule(inverter.generator, inverter.scorer, inverter.cfg)(torch.ones(8), candidates) == candidates
+    assert not calls
+    with pytest.raises(UserError, match=r"^method\.selection\.rule=best: choose one of renderings, loss$"):
+        inverter_of("method.selection.rule=best")
 
 
 # --- figures ------------------------------------------------------------------------------------------------------

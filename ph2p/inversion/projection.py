@@ -37,7 +37,8 @@ class DelayedProjection(L.Callback):
 
     A projection may lose what the epoch has won. With a `judge` the epoch's move P - S from its start S is projected
     at several lengths, nearest(S + scale (P - S)) for each of `scales`: a small one changes only the tokens that have
-    moved most. The judge takes the best of them, and the next epoch starts from the best prompt that its row has visited.
+    moved most. The judge takes the best of them, and the next epoch starts from the best prompt that its row has
+    visited.
     """
 
     def __init__(self, snap: bool, judge: PromptJudge | None = None, scales: Sequence[float] = (1.0,)) -> None:
