@@ -15,7 +15,6 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from ph2p.inversion.session import Session
 from rich.console import Console
 from rich.table import Table
 
@@ -27,6 +26,7 @@ from ph2p.evaluation.intervals import confidence_interval
 from ph2p.evaluation.metrics import Metric, regret, shown_in
 from ph2p.evaluation.result import InversionResult, as_record
 from ph2p.files import as_json
+from ph2p.inversion.session import Session
 from ph2p.run.build import load_inverter
 
 Values = NDArray[np.float64]

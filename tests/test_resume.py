@@ -12,10 +12,8 @@ import pytest
 import torch
 from runs import QUICK, SMALL, Runner, found, kill_after, lines, make_pictures
 
-from ph2p import inverter
 from ph2p.errors import UserError
-from ph2p.inversion.module import PromptInversion
-from ph2p.run import engine
+from ph2p.run import engine, session
 from ph2p.run.checkpoint import BatchCheckpoint
 from ph2p.run.results import ResultsFolder
 
@@ -78,26 +76,23 @@ def crash_after(steps: int):
     """Let the run raise an error at its report number `steps`: an epoch, a round of the search, a phase."""
 
     def install() -> None:
-        call, left = inverter.Inverter.__call__, [steps]
+        report, left = session.RunSession.report, [steps]
 
-        def counting(self, targets, report, checkpoint):
-            def count(share, what):
-                report(share, what)
-                left[0] -= 1
-                if left[0] <= 0:
-                    raise RuntimeError(what)
+        def counting(self, stage, done, total):
+            report(self, stage, done, total)
+            left[0] -= done > 0
+            if left[0] <= 0:
+                raise RuntimeError(stage)
 
-            return call(self, targets, count, checkpoint)
-
-        inverter.Inverter.__call__ = counting
+        session.RunSession.report = counting
 
     return install
 
 
 def test_an_error_after_every_single_epoch_and_round(place, runner, undisturbed):
     folder, crashes = place / "out" / "crashing", 0
-    # The two last reports of a batch lie behind the last checkpoint, so three steps are needed to get over them.
-    while (code := runner.run("name=crashing", before=crash_after(3))) != 0:
+    # The three last reports of a batch lie behind the last checkpoint, so four steps are needed to get over them.
+    while (code := runner.run("name=crashing", before=crash_after(4))) != 0:
         assert code == 70 and crashes < 60
         crashes += 1
     assert crashes >= 10
@@ -112,7 +107,7 @@ def test_an_image_without_a_prompt_fails_alone_through_interruptions(place, runn
 
     def interrupted():
         overflow()
-        crash_after(3)()
+        crash_after(4)()
 
     assert runner.run("name=overflow", before=overflow) == 1
     expected = found(place / "out" / "overflow")
@@ -143,34 +138,55 @@ def test_a_kill_between_the_records_of_a_batch(place, runner, undisturbed):
     assert found(place / "out" / "between") == undisturbed
 
 
+def stopping_at(runner: Runner, log: Path, call: int):
+    """Note every call of the denoiser in `log`, and send this process SIGTERM at number `call`."""
+
+    def install() -> None:
+        log.write_bytes(b"")
+
+        def note(*_) -> None:
+            log.write_bytes(log.read_bytes() + b".")
+            if len(log.read_bytes()) == call:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+        runner.inverter.generator.denoiser.register_forward_pre_hook(note)
+
+    return install
+
+
+def test_sigterm_ends_a_run_before_the_next_call_of_the_denoiser(place, runner, undisturbed):
+    """Within a step of L-BFGS, a round of the search, the selection and the measurement: no call follows the signal."""
+    log = place / "calls"
+    assert runner.run("name=counted", before=stopping_at(runner, log, 0)) == 0
+    calls, stops = len(log.read_bytes()), 0
+    for call in range(5, calls, max(1, calls // 15)):
+        assert runner.run(f"name=stop-{call}", before=stopping_at(runner, log, call)) == 143
+        assert len(log.read_bytes()) == call
+        assert runner.run(f"name=stop-{call}") == 0
+        assert found(place / "out" / f"stop-{call}") == undisturbed
+        stops += 1
+    assert stops >= 10
+
+
 @pytest.mark.parametrize("method", ["soft", "pez_diffusion"])
-def test_sigterm_within_an_epoch(place, runner, model_overrides, method):
-    """AdamW's state and the position among the epoch's draws are in the checkpoint, and no step is repeated."""
+def test_sigterm_within_an_epoch_of_several_steps(place, runner, model_overrides, method):
+    """AdamW's state and the position among the epoch's draws are in the checkpoint, and finished steps are not repeated."""
     fixed = [f"output={place}/out", f"data.path={place}/pictures", "method.budget=60", "method.selection.shortlist=2"]
-    runner = Runner([*QUICK, *model_overrides, f"method={method}", "method.steps=5", *fixed])
+    runner, log = Runner([*QUICK, *model_overrides, f"method={method}", "method.steps=5", *fixed]), place / "steps"
 
-    def counted(stop_at: int):
-        def install():
-            step, count, log = PromptInversion.training_step, [0], place / f"{method}-steps"
-
-            def training_step(self, batch, batch_index):
-                count[0] += 1
-                if count[0] == stop_at:
-                    os.kill(os.getpid(), signal.SIGTERM)
-                log.write_bytes((log.read_bytes() if log.exists() else b"") + b".")
-                return step(self, batch, batch_index)
-
-            PromptInversion.training_step = training_step
+    def stop(call: int):
+        def install() -> None:
+            session.PAUSE = 0.0  # a step takes no time here, and ten seconds elsewhere are worth saving
+            stopping_at(runner, log, call)()
 
         return install
 
-    assert runner.run(f"name={method}", before=counted(0)) == 0
-    steps = len((place / f"{method}-steps").read_bytes())
-    (place / f"{method}-steps").unlink()
-    for stop_at in (3, 4, 2):
-        assert runner.run(f"name={method}-stopped", before=counted(stop_at)) == 143
-    assert runner.run(f"name={method}-stopped", before=counted(0)) == 0
-    assert len((place / f"{method}-steps").read_bytes()) == steps
+    assert runner.run(f"name={method}") == 0
+    for evaluations in (3, 4):  # of both images, each by a call of its own
+        assert runner.run(f"name={method}-stopped", before=stop(2 * (1 if evaluations == 4 else 3) + 1)) == 143
+        (file,) = (place / "out" / f"{method}-stopped" / "checkpoints").iterdir()
+        assert torch.load(file, weights_only=True)["state_dict"]["evaluations"] == evaluations
+    assert runner.run(f"name={method}-stopped") == 0
     assert found(place / "out" / f"{method}-stopped") == found(place / "out" / method)
 
 
@@ -196,7 +212,7 @@ def test_a_checkpoint_is_small_whole_and_holds_nothing_frozen(stopped):
         "first_losses",
         "evaluations",
     }
-    assert content["ph2p"]["image_ids"] == ["0.png", "1.png"]
+    assert list(content["ph2p"]["images"]) == ["0.png", "1.png"]
     assert not [path for path in stopped.rglob(".*") if path.is_file()]  # no half-written file is left behind
 
 

@@ -52,19 +52,19 @@ class BatchCheckpoint(TorchCheckpointIO):
                 f"{source}: was made with {key}={before}, not {now}; go back, or begin anew with resume=force"
             )
         self.content = content
-        return list(about["image_ids"])
+        return list(about["images"])
 
     def begin(self, image_ids: list[str]) -> None:
         """Open a batch, unless it is the one that was read: from now on it is continued, in this composition."""
-        if self.content and self.about["image_ids"] == image_ids:
+        if self.content and self.about["images"] == image_ids:
             self._write()  # it may have been read from elsewhere
             return
-        self.content = {OURS: {"image_ids": image_ids, "settings": self.settings, "seconds": 0.0, "search": None}}
+        self.content = {OURS: {"images": image_ids, "settings": self.settings, "seconds": 0.0, "search": None}}
         self._write()
 
     @property
     def about(self) -> dict[str, Any]:
-        """Ours: image_ids, settings, seconds spent so far, and the state of the search once it has begun."""
+        """Ours: images, settings, seconds spent so far, and the state of the search once it has begun."""
         return self.content[OURS]
 
     @property

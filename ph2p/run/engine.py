@@ -23,6 +23,7 @@ from ph2p.run.checkpoint import BatchCheckpoint
 from ph2p.run.logs import RunLog, make_loggers
 from ph2p.run.ranks import Ranks, requeue
 from ph2p.run.results import ResultsFolder
+from ph2p.run.session import RunSession
 from ph2p.run.shares import batches, share
 
 console = Console()
@@ -42,18 +43,19 @@ def run(cfg: Config) -> int:
     shard = parse_shard(cfg.shard)
     part = f"part-{ranks.rank:05d}" if shard == (0, 1) else f"part-{shard[0]}-{ranks.rank:05d}"
     results = ResultsFolder(Path(cfg.output) / cfg.name, cfg, part)
+    log = None
     try:
         with ranks:  # from here on there are several, where there are to be
-            inverter.log = build("logger", lambda: RunLog(results.log, make_loggers(cfg)))
-            _invert_share(inverter, targets, share(len(targets), shard, ranks.rank, ranks.world), results, ranks)
+            log = build("logger", lambda: RunLog(results.log, make_loggers(cfg)))
+            _invert_share(inverter, targets, share(len(targets), shard, ranks.rank, ranks.world), results, ranks, log)
             codes = ranks.wait()
             return _summarise(results, {targets.ids[k] for k in share(len(targets), shard, 0, 1)}, ranks, codes)
     except stopping.Stopped as stopped:
         return _stop(stopped, results)
     finally:
         results.close()
-        if inverter.log:
-            inverter.log.close()
+        if log:
+            log.close()
 
 
 def _stop(stopped: stopping.Stopped, results: ResultsFolder) -> int:
@@ -64,7 +66,9 @@ def _stop(stopped: stopping.Stopped, results: ResultsFolder) -> int:
     return 0 if queued else int(stopped.code or 0)
 
 
-def _invert_share(inverter: Inverter, targets: Targets, mine: range, results: ResultsFolder, ranks: Ranks) -> None:
+def _invert_share(
+    inverter: Inverter, targets: Targets, mine: range, results: ResultsFolder, ranks: Ranks, log: RunLog
+) -> None:
     """Invert what is left of this rank's images, the batch that was interrupted first."""
     cfg, index = inverter.cfg, {targets.ids[k]: k for k in mine}
     records = [record for record in read_results(results.folder) if record["image_id"] in index]
@@ -81,7 +85,9 @@ def _invert_share(inverter: Inverter, targets: Targets, mine: range, results: Re
     with _progress_bar(ranks.rank) as bar:
         task = bar.add_task("starting", total=sum(map(len, todo)))
         for batch in todo:
-            _run_batch(inverter, targets, {i: index[i] for i in batch}, done, errors, results, checkpoint, bar, task)
+            _run_batch(
+                inverter, targets, {i: index[i] for i in batch}, done, errors, results, checkpoint, bar, task, log
+            )
     checkpoint.finish()  # it may be left from another number of ranks
 
 
@@ -106,6 +112,7 @@ def _run_batch(
     checkpoint: BatchCheckpoint,
     bar: Progress,
     task: TaskID,
+    log: RunLog,
 ) -> None:
     """Load, invert and write one batch; an image that cannot be read or inverted fails alone.
 
@@ -129,11 +136,12 @@ def _run_batch(
     def report(share: float, what: str) -> None:
         doing = f"{what} {len(batch)} image{'s' if len(batch) > 1 else ''}"
         bar.update(task, completed=finished + share * len(indices), description=doing)
-        stopping.check()
 
     if batch:
         checkpoint.begin([target.image_id for target in batch])
-        for target, result in zip(batch, inverter(batch, report, checkpoint), strict=True):
+        for target, result in zip(
+            batch, inverter(batch, RunSession(inverter.cfg.trainer, checkpoint, log, report)), strict=True
+        ):
             if isinstance(result, TargetError):
                 fail(target.image_id, target.source, result)
             elif target.image_id not in done:

@@ -8,15 +8,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import lightning as L
-import torch
 from hydra.utils import instantiate
 from lightning.pytorch.loggers import Logger
 
 from ph2p.config.schema import Config
 from ph2p.errors import UserError
 from ph2p.files import plain_disk_errors
-from ph2p.inversion.module import PromptInversion
 
 FIGURES = ("loss", "candidate_loss", "gradient_norm", "evaluations", "search_loss")
 HEADER = ",".join(("image_id", "epoch", *FIGURES)).encode()
@@ -85,26 +82,3 @@ class RunLog:
                     finish()
             except Exception as error:
                 logging.getLogger(__name__).warning("%s: not all curves were written: %s", type(logger).__name__, error)
-
-
-class LogCurves(L.Callback):
-    """Write each epoch of a fit to a `RunLog`; `rows` names the prompts, B of them.
-
-    `loss` is the epoch's last, `gradient_norm` that of the last evaluation (L2, over all tokens of a prompt), and
-    `evaluations` counts those of the objective since the first epoch. `candidate_loss` is that of the hard prompt
-    which the epoch began with (`snap`) or is at (straight-through); a method that never stands at one has none.
-    """
-
-    def __init__(self, log: RunLog, rows: Sequence[str], snap: bool) -> None:
-        self.run_log, self.rows, self.snap = log, list(rows), snap
-
-    @torch.no_grad()
-    def on_train_epoch_end(self, trainer: L.Trainer, module: PromptInversion) -> None:
-        figures = {"loss": module.losses.tolist()}
-        if self.snap or module.straight_through:
-            figures["candidate_loss"] = (module.losses if module.straight_through else module.first_losses).tolist()
-        if module.prompt.grad is not None:
-            figures["gradient_norm"] = module.prompt.grad.float().flatten(1).norm(dim=1).tolist()
-        figures["evaluations"] = [int(module.evaluations)] * len(self.rows)
-        by_row = {name: {key: values[row] for key, values in figures.items()} for row, name in enumerate(self.rows)}
-        self.run_log.write(trainer.current_epoch, by_row)
