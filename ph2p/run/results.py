@@ -21,7 +21,7 @@ from collections.abc import Collection, Sequence
 from contextlib import suppress
 from io import FileIO
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import yaml
@@ -31,7 +31,7 @@ from PIL import Image
 from torch import Tensor
 
 from ph2p.config.schema import Config
-from ph2p.config.settings import difference, settings
+from ph2p.config.settings import as_yaml, difference, read_settings, settings
 from ph2p.data import slug
 from ph2p.errors import UserError
 from ph2p.files import as_json, plain_disk_errors, write_whole
@@ -44,10 +44,13 @@ class ResultsFolder:
     """One run's folder, in which this process alone writes the records of `part`; opening it again continues the run.
 
     A part is a rank's images. The `first` rank writes what all have in common. Raises UserError when the folder
-    cannot be written, holds results of another configuration, or when another process is writing this part.
+    cannot be written, holds results of another configuration unless that is to be so (`force`, or the
+    configuration's `resume`), or when another process is writing this part.
     """
 
-    def __init__(self, folder: Path, config: Config, part: str = "part-00000", first: bool = True) -> None:
+    def __init__(
+        self, folder: Path, config: Config, part: str = "part-00000", first: bool = True, force: bool = False
+    ) -> None:
         self.folder = folder
         self.part = folder / "results" / f"{part}.jsonl"
         self.checkpoint = folder / "checkpoints" / f"{part}.ckpt"
@@ -63,9 +66,10 @@ class ResultsFolder:
             self._file = self._open()
             try:
                 self._repair()
-                self._check_config(config)
+                if not (force or config.resume == "force"):
+                    self._check_config()
                 if first:
-                    write_whole(folder / "config.yaml", OmegaConf.to_yaml(config).encode())
+                    write_whole(folder / "config.yaml", as_yaml(config).encode())
                 if not self._settings_file(self.digest).exists():
                     write_whole(self._settings_file(self.digest), content)
             except BaseException:
@@ -75,11 +79,11 @@ class ResultsFolder:
     def _settings_file(self, digest: str) -> Path:
         return self.folder / "settings" / f"{digest}.json"
 
-    def _check_config(self, config: Config) -> None:
+    def _check_config(self) -> None:
         """Refuse to mix two configurations in one folder, naming the first key that differs."""
         path = self.folder / "config.yaml"
         files = (*(self.folder / "results").iterdir(), *self.folder.glob("checkpoints/*.ckpt"))
-        if config.resume == "force" or not path.exists() or not any(map(_size, files)):
+        if not path.exists() or not any(map(_size, files)):
             return
         before, now = read_settings(path), self.settings
         if key := difference(before, now):
@@ -213,13 +217,18 @@ class ResultsFolder:
             self.folder.rmdir()
 
 
-def read_settings(path: Path) -> dict[str, Any]:
-    """The settings in a folder's config.yaml; raises UserError where it cannot be read as a configuration."""
+def read_config(path: Path, overrides: Sequence[str] = ()) -> Config:
+    """The configuration in a folder's config.yaml, changed by words such as "evaluation.draws=8".
+
+    Raises UserError where it cannot be read, and for words that do not fit.
+    """
+    read_settings(path)  # raises for what is no configuration
     try:
-        loaded = OmegaConf.load(path)
-        return settings(loaded)
-    except (yaml.YAMLError, OmegaConfBaseException, UnicodeError, OSError, ValueError, AttributeError) as error:
-        raise UserError(f"{path}: cannot be read as a configuration; remove it, or choose another name=...") from error
+        parts = OmegaConf.structured(Config), OmegaConf.load(path), OmegaConf.from_dotlist(list(overrides))
+        return cast(Config, OmegaConf.to_object(OmegaConf.merge(*parts)))
+    except (yaml.YAMLError, OmegaConfBaseException) as error:
+        reason = next(iter(str(error).splitlines()), "")
+        raise UserError(f"{' '.join(overrides) or path}: {reason}; see the keys in {path}") from error
 
 
 def _size(file: Path) -> int:

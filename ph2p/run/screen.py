@@ -96,17 +96,22 @@ class BatchProgress:
 
     def __init__(self, screen: Screen, bar: Progress, total: int) -> None:
         self._screen, self._bar, self._total, self._done = screen, bar, total, 0
+        self._images = 0
         self._task = bar.add_task("starting", total=total)
         self._began = time.monotonic()
 
-    def report(self, images: int, share: float, doing: str) -> None:
-        """`share` in [0, 1] of a batch of `images` is done."""
-        what = f"{doing} {images} image{'s' if images > 1 else ''}"
-        self._bar.update(self._task, completed=self._done + share * images, description=what)
+    def begin(self, images: int) -> None:
+        """A batch of `images` begins."""
+        self._images = images
 
-    def finish(self, images: int) -> None:
-        """A batch of `images` is through."""
-        self._done += images
+    def report(self, share: float, doing: str) -> None:
+        """`share` in [0, 1] of the batch is done."""
+        what = f"{doing} {self._images} image{'s' if self._images > 1 else ''}"
+        self._bar.update(self._task, completed=self._done + share * self._images, description=what)
+
+    def finish(self) -> None:
+        """The batch is through."""
+        self._done += self._images
         self._bar.update(self._task, completed=self._done)
         if self._screen.is_log:
             left = self._total - self._done

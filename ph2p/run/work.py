@@ -1,6 +1,6 @@
 """A rank's images, batch after batch: read, invert, write."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -65,19 +65,20 @@ class Work:
 
         A batch that was interrupted while it was written is the same again, and only what is not done is written.
         """
+        progress.begin(len(index))
         batch = self._load(index, state)
         if batch:
             for image_id in self.checkpoint.begin({target.image_id: target.key for target in batch}):
                 self.screen.say(f"{image_id}: the picture was replaced; its batch begins anew")
-            results = self._invert(batch, lambda share, doing: progress.report(len(index), share, doing))
-            for target, result in zip(batch, results, strict=True):
+            session = RunSession(self.cfg.trainer, self.checkpoint, self.log, progress.report)
+            for target, result in zip(batch, self.inverter(batch, session), strict=True):
                 if isinstance(result, TargetError):
                     self._fail(target.image_id, target.source, result, state)
                 elif target.image_id not in state.done:
                     write(result, self.results)
                 stopping.check()
             self.checkpoint.finish()
-        progress.finish(len(index))
+        progress.finish()
 
     def _load(self, index: Mapping[str, int], state: Standing) -> list[Target]:
         batch = []
@@ -88,12 +89,6 @@ class Work:
             except TargetError as error:
                 self._fail(image_id, "", error, state)
         return batch
-
-    def _invert(
-        self, batch: Sequence[Target], report: Callable[[float, str], None]
-    ) -> Sequence[InversionResult | TargetError]:
-        session = RunSession(self.cfg.trainer, self.checkpoint, self.log, report)
-        return self.inverter(batch, session)
 
     def _fail(self, image_id: str, source: str, error: TargetError, state: Standing) -> None:
         self.failed += 1
