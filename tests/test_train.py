@@ -24,7 +24,7 @@ from ph2p.report.records import read_results
 
 TRAIN = Path(__file__).resolve().parents[1] / "train.py"
 SMALL = [
-    *("debug=quick", "data=folder", "data.batch_size=1", "trainer=cpu", "evaluation.draws=4", "generator.steps=2"),
+    *("debug=quick", "data=folder", "batch_size=1", "trainer=cpu", "evaluation.draws=4", "generator.steps=2"),
     *(
         "method.budget=200",
         "method.judge_draws=1",
@@ -125,8 +125,8 @@ def test_the_results_folder_is_complete(place, records):
             assert record[key] is None, key  # no ground truth
         files, stem = record["files"], slug(name)
         assert files["target"] == f"images/{stem}/target.png"
-        assert files["samples"] == [f"images/{stem}/sample-0.png"]
-        for path in (files["target"], *files["samples"]):
+        assert files["renderings"] == [f"images/{stem}/rendering-0.png"]
+        for path in (files["target"], *files["renderings"]):
             assert Image.open(folder / path).size == (16, 16)
         content = json.loads((folder / files["candidates"]).read_text(encoding="utf-8"))
         assert files["candidates"] == f"candidates/{stem}.json"
@@ -136,7 +136,7 @@ def test_the_results_folder_is_complete(place, records):
     page = (folder / "index.html").read_text(encoding="utf-8")
     assert all(record["prompt"] in page for record in records.values() if record["status"] == "ok")
     assert "Übung 星.png" in page and "broken.png" in page
-    assert not list(folder.rglob("*.partial"))
+    assert not [path for path in folder.rglob(".*") if path.is_file()]  # no half-written file is left behind
 
 
 @contextmanager
@@ -196,7 +196,7 @@ def test_a_killed_run_continues_to_the_same_results(place, command, records):
         ours, theirs = dict(continued[name]), dict(records[name])
         assert ours.pop("seconds") != theirs.pop("seconds") and ours.pop("peak_memory") and theirs.pop("peak_memory")
         assert ours == theirs  # losses too, to the last bit
-        for path in (ours["files"]["candidates"], ours["files"]["target"], *ours["files"]["samples"]):
+        for path in (ours["files"]["candidates"], ours["files"]["target"], *ours["files"]["renderings"]):
             assert (folder / path).read_bytes() == (place / "out" / "first" / path).read_bytes()
 
 
@@ -257,7 +257,7 @@ def test_what_stops_a_run_gives_one_line_and_exit_code_2(place, command, records
             assert survived and len(survived) < len(GOOD)
             for record in survived:
                 assert record["prompt"] == records[record["image_id"]]["prompt"]
-                assert Image.open(disk / "a" / record["files"]["samples"][0]).size == (16, 16)
+                assert Image.open(disk / "a" / record["files"]["renderings"][0]).size == (16, 16)
     assert not (place / "out" / "a").exists()  # nothing is left behind that a better command would trip over
 
 

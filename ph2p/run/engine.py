@@ -112,7 +112,7 @@ def _summarise(work: Work, ranks: Ranks, codes: dict[int, int]) -> int:
     shard = parse_shard(work.cfg.shard)
     wanted = {name for name in work.targets.ids if belongs(name, shard)}
     records = [record for record in read_results(results.folder) if record["image_id"] in wanted]
-    failed, missing = sum(record["status"] != "ok" for record in records), len(wanted) - len(records)
+    failed, missing = sum(record.get("status") != "ok" for record in records), len(wanted) - len(records)
     if not failed and not missing:
         results.remove_checkpoints()
     for rank, code in codes.items():

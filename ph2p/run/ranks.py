@@ -170,7 +170,7 @@ class Ranks:
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
-        _pass_on([said for _, said in self.started], f"error: {error}" if isinstance(error, UserError) else "")
+        pass_on([said for _, said in self.started], f"error: {error}" if isinstance(error, UserError) else "")
 
     def wait(self) -> dict[int, int]:
         """Wait for the ranks that this process has started: {rank: exit code}."""
@@ -187,7 +187,7 @@ def _start(local_rank: int) -> tuple[subprocess.Popen[bytes], IO[bytes]]:
     return subprocess.Popen([sys.executable, *sys.orig_argv[1:]], env=environment, stderr=said), said
 
 
-def _pass_on(files: list[IO[bytes]], own: str) -> None:
+def pass_on(files: list[IO[bytes]], own: str) -> None:
     """Say on stderr what ranks have said there, each line once, and not this rank's `own` error, said by itself."""
     seen = {own}
     for file in files:

@@ -16,7 +16,7 @@ from ph2p.evaluation.result import InversionResult
 from ph2p.inversion.batch import Batch
 from ph2p.inversion.selection import Candidate
 from ph2p.inverter import Inverter
-from ph2p.report.records import read_results
+from ph2p.report.records import parsed, read_results
 from ph2p.run.build import load_inverter, make_targets
 from ph2p.run.results import ResultsFolder, read_config
 from ph2p.run.screen import Screen
@@ -92,7 +92,7 @@ class _Redo:
         last = {str(record["image_id"]): record for record in read_results(self.folder)}
         parts: dict[str, list[Record]] = {}
         for path in sorted((self.folder / "results").glob("part-*.jsonl")):
-            own = {json.loads(line)["image_id"] for line in path.read_text("utf-8").split("\n")[:-1]}
+            own = {parsed(line).get("image_id") for line in path.read_text("utf-8", "replace").split("\n")}
             mine = [last[i] for i in last if i in own and last[i].get("status") == "ok"]
             parts |= {path.stem: mine} if mine else {}
         return parts
