@@ -1,12 +1,12 @@
 """Several ranks: each image once, the results of one rank, and nobody is harmed by another's end."""
 
+import io
 import json
 import os
 import random
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections import Counter, defaultdict
 from functools import partial
@@ -39,9 +39,7 @@ def test_every_image_belongs_to_one_rank_of_one_shard_whatever_else_there_is():
         assert sorted(name for part in cut for name in part) == sorted(ids)
         mean = len(ids) / len(cut)
         assert all(abs(len(part) - mean) <= 3 * mean**0.5 for part in cut)
-        assert {name for name in ids if belongs(name, (0, shards))} == {
-            name for part in cut[:world] for name in part
-        }
+        assert {name for name in ids if belongs(name, (0, shards))} == {name for part in cut[:world] for name in part}
     assert [belongs("żaba.png", (0, 2)), belongs("żaba.png", (1, 2))].count(True) == 1
 
 
@@ -277,7 +275,8 @@ def test_a_started_rank_dies_and_then_the_whole_run(place, words, runner):
     assert (process.returncode, errors) == (1, "")
     assert "rank 1 ended with exit code -9" in output and "missing: the same command continues" in output
     part = (folder / "results" / "part-00000.jsonl").read_text()
-    assert len(part.splitlines()) == 4  # its own are all finished
+    own = [name for name in os.listdir(pictures) if belongs(name, (0, 1), 0, 2)]
+    assert len(part.splitlines()) == len(own)  # all of its own are finished
 
     process = start(words, *more)
     wait_for(lambda: "LOCAL_RANK=1" in environment_of(process), process)
@@ -301,6 +300,14 @@ def environment_of(process: subprocess.Popen) -> str:
         return Path(f"/proc/{child_of(process)}/environ").read_text()
     except (ValueError, OSError):
         return ""
+
+
+@pytest.mark.slow
+def test_what_no_rank_can_load_is_said_once(place, words):
+    process = start(words, "name=absent", "trainer.devices=2", f"scorer.path={place}/pictures")
+    _, errors = process.communicate(timeout=300)
+    assert process.returncode == 2 and errors.startswith("error: ") and errors.count("\n") == 1, errors
+    assert not (place / "out" / "absent").exists()
 
 
 @pytest.mark.slow
@@ -344,9 +351,6 @@ def test_a_rank_is_alone_in_the_eyes_of_lightning(monkeypatch):
 
 
 def test_what_started_ranks_say_is_passed_on_once(capfd):
-    files = []
-    for text in ("error: x\n", "error: y\n", "error: y\n"):
-        files.append(tempfile.TemporaryFile())
-        files[-1].write(text.encode())
+    files = [io.BytesIO(text) for text in (b"error: x\n", b"error: y\n", b"error: y\n")]
     pass_on(files, "error: x")  # which the first rank says itself
     assert capfd.readouterr().err == "error: y\n"

@@ -13,8 +13,8 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from ph2p.report import chart as charts
 from ph2p.errors import UserError
+from ph2p.report import chart as charts
 from ph2p.report.page import SHRUNK_SIDE
 from ph2p.report.records import read_results
 from ph2p.report.table import summary_table, write_report

@@ -5,7 +5,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ph2p.config.schema import Config, parse_shard
-from ph2p.data import Targets
 from ph2p.inverter import Inverter
 from ph2p.report.records import read_results
 from ph2p.report.table import summary_table, write_report
@@ -125,6 +124,8 @@ def _summarise(work: Work, ranks: Ranks, codes: dict[int, int]) -> int:
     screen.show(summary_table(records))
     rest = f", {len(work.targets.skipped)} files passed over" if work.targets.skipped else ""
     if missing:
-        rest += f", {missing} still with other ranks" if elsewhere else f", {missing} missing: the same command continues"
+        rest += (
+            f", {missing} still with other ranks" if elsewhere else f", {missing} missing: the same command continues"
+        )
     screen.say(f"{len(records) - failed} images inverted, {failed} failed{rest}. Open {page.resolve()}")
     return int(bool(failed or missing) and not (elsewhere and missing))

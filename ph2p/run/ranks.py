@@ -98,7 +98,10 @@ def trainer_options(trainer: Mapping[str, Any]) -> dict[str, Any]:
     save inside a signal handler.
     """
     device = own_device(trainer)
-    one = {"accelerator": devices_of(trainer).accelerator, "devices": 1 if device.type == "cpu" else [device.index or 0]}
+    one = {
+        "accelerator": devices_of(trainer).accelerator,
+        "devices": 1 if device.type == "cpu" else [device.index or 0],
+    }
     fixed = {"num_nodes": 1, "precision": "32-true", "plugins": [LightningEnvironment()]}
     return {**trainer, **one, **fixed}
 
@@ -182,7 +185,7 @@ class Ranks:
 
 def _start(local_rank: int) -> tuple[subprocess.Popen[bytes], IO[bytes]]:
     """Start this command once more, as another rank of this node; and the file of what it says on stderr."""
-    said = tempfile.TemporaryFile()
+    said = tempfile.TemporaryFile()  # noqa: SIM115  # open as long as the rank runs
     environment = os.environ | {LAUNCHER: str(os.getpid()), "LOCAL_RANK": str(local_rank)}
     return subprocess.Popen([sys.executable, *sys.orig_argv[1:]], env=environment, stderr=said), said
 

@@ -1,5 +1,4 @@
-"""What a run says while it goes on: a bar on a terminal, a line a batch in a log. It can neither fail nor change a run.
-"""
+"""What a run says while it goes on: a bar on a terminal, a line a batch in a log; it never fails or changes a run."""
 
 import os
 import sys

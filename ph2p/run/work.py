@@ -106,4 +106,4 @@ def write(result: InversionResult, results: ResultsFolder) -> None:
         files[key] = [results.write_picture(image_id, f"{name}-{k}", picture) for k, picture in enumerate(some)]
     files["candidates"] = results.write_candidates(image_id, as_candidates(result))
     results.append(as_record(result) | {"files": files, "settings": results.digest})
-    results.prune(image_id, {path for value in files.values() for path in ([value] if isinstance(value, str) else value)})
+    results.prune(image_id, [files["target"], *(path for key in found for path in files[key])])
