@@ -1,12 +1,17 @@
 # `make` alone lists the targets. The environment in .venv is made by the first target that needs it.
 #   make demo PYTHON=python3.12       another Python for a new environment
-#   make demo ARGS=batch_size=2  further keys for train.py or benchmarks/compare.py
+#   make demo ARGS=data.batch_size=2  further keys for train.py or benchmarks/compare.py
 #   make test ARGS="-m 'not slow'"    further arguments for pytest
 
 PYTHON ?= python3
 ARGS ?=
 VENV := .venv
 BIN := $(VENV)/bin
+
+# Threads that wait for work sleep instead of spinning, so that they do not take cores from those that work.
+export OMP_WAIT_POLICY := passive
+# On many virtual machines the page faults of large allocations cost half of the time; huge pages cure it.
+export GLIBC_TUNABLES := glibc.malloc.hugetlb=1
 
 .DEFAULT_GOAL := help
 .PHONY: help venv demo test compare lint format clean
