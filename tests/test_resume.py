@@ -99,8 +99,8 @@ def crash_after(steps: int):
 
 def test_an_error_after_every_single_epoch_and_round(place, runner, undisturbed):
     folder, crashes = place / "out" / "crashing", 0
-    # The two last reports of a batch lie behind the last checkpoint, so three steps are needed to get over them.
-    while (code := runner.run("name=crashing", call=crash_after(3))) != 0:
+    # The three last reports of a batch lie behind the last checkpoint, so four steps are needed to get over them.
+    while (code := runner.run("name=crashing", call=crash_after(4))) != 0:
         assert code == 70 and crashes < 60
         crashes += 1
     assert crashes >= 10
@@ -117,7 +117,7 @@ def test_an_image_without_a_prompt_fails_alone_through_interruptions(place, runn
     expected = found(place / "out" / "overflow")
     assert {name for name, record in expected.items() if record["status"] == "failed"} == {"1.png"}
     assert all(expected[name]["prompt"] == undisturbed[name]["prompt"] for name in expected if name != "1.png")
-    while (code := runner.run("name=overflowing", before=overflow, call=crash_after(3))) == 70:
+    while (code := runner.run("name=overflowing", before=overflow, call=crash_after(4))) == 70:
         pass
     assert code == 1 and found(place / "out" / "overflowing") == expected
     assert runner.run("name=overflowing", before=overflow) == 1

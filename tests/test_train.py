@@ -285,7 +285,7 @@ def test_what_is_quick_is_checked_before_a_model_is_looked_for(place, records):
 
 
 def test_a_log_has_a_line_a_batch_and_says_what_was_passed_over(place, command, first):
-    assert "11 images done, " in first.stdout and "of 11 images done, none left" in first.stdout
+    assert "1 of 11 images done, 10 left, about " in first.stdout and "11 of 11 images done, none left" in first.stdout
     pictures = place / "odd"
     make_pictures(pictures)
     (pictures / "notes.txt").write_text("no picture")

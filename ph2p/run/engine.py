@@ -95,8 +95,11 @@ def _files(count: int) -> str:
 def _stop(stopped: stopping.Stopped, results: ResultsFolder, screen: Screen) -> int:
     """End a run that was told to: what is finished is written, the batch at hand is in its checkpoint."""
     queued = stopping.requeue(results.requeue_mark) if stopped.number == signal.SIGUSR1 else None
-    again = {True: "the job is back in its queue", False: "scontrol could not requeue it"}.get(queued, "stopped")
-    screen.say(f"{again}; the same command continues")
+    if queued is None:
+        screen.say("stopped; the same command continues")
+    else:
+        again = "the job is back in its queue" if queued else "scontrol could not requeue it"
+        screen.say(f"{again}; the same command continues")
     return 0 if queued else int(stopped.code or 0)
 
 
