@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from PIL import Image
 from torch import Tensor
+from transformers.utils import ModelOutput
 
 from ph2p.config.compose import load_config
 from ph2p.config.schema import Config
@@ -47,11 +48,11 @@ def make_pictures(folder: Path, count: int = 5) -> Path:
     return folder
 
 
-def light_denoiser(noisy: Tensor, timesteps: Tensor, conditioning: dict[str, Tensor]) -> Tensor:
-    """A denoiser (K, C, h, w) that takes no time, not convex in the prompt: what it predicts is not at stake."""
-    hidden = conditioning["encoder_hidden_states"]  # (K, L, E)
-    colour = torch.sin(2 * hidden.cumsum(1)[:, ::3, :4]).mean(1)[:, :, None, None]  # (K, 4, 1, 1)
-    return 0.9 * noisy + colour * (1 + timesteps[:, None, None, None] / 1000)
+def light_denoiser(sample: Tensor, timestep: Tensor, encoder_hidden_states: Tensor, **options: object) -> ModelOutput:
+    """A U-Net's forward that takes no time, not convex in the prompt: what it predicts is not at stake."""
+    colour = torch.sin(2 * encoder_hidden_states.cumsum(1)[:, ::3, :4]).mean(1)[:, :, None, None]  # (K, 4, 1, 1)
+    times = timestep.expand(len(sample))[:, None, None, None]
+    return ModelOutput(sample=0.9 * sample + colour * (1 + times / 1000))
 
 
 class Wrapped:
@@ -89,7 +90,7 @@ class Runner:
         torch.set_num_threads(1)  # a pool of threads does not survive a fork; and sums keep their order
         self.words = words
         self.inverter = load_inverter(load_config(words))
-        self.inverter.generator.predict = light_denoiser
+        self.inverter.generator.pipeline.unet.forward = light_denoiser
 
     def start(
         self,

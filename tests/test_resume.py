@@ -10,7 +10,6 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-import lightning as L
 import pytest
 import torch
 from runs import QUICK, SMALL, Runner, Watched, found, kill_after, lines, make_pictures
@@ -18,6 +17,7 @@ from runs import QUICK, SMALL, Runner, Watched, found, kill_after, lines, make_p
 from ph2p.config.compose import load_config
 from ph2p.errors import UserError
 from ph2p.report.records import read_results
+from ph2p.run import session
 from ph2p.run.checkpoint import BatchCheckpoint
 from ph2p.run.remeasure import remeasure, repaint
 from ph2p.run.results import ResultsFolder
@@ -138,36 +138,55 @@ def test_a_kill_between_the_records_of_a_batch(place, runner, undisturbed):
     assert found(place / "out" / "between") == undisturbed
 
 
+def stopping_at(runner: Runner, log: Path, call: int):
+    """Note every call of the denoiser in `log`, and send this process SIGTERM at number `call`."""
+
+    def install() -> None:
+        log.write_bytes(b"")
+
+        def note(*_) -> None:
+            log.write_bytes(log.read_bytes() + b".")
+            if len(log.read_bytes()) == call:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+        runner.inverter.generator.denoiser.register_forward_pre_hook(note)
+
+    return install
+
+
+def test_sigterm_ends_a_run_before_the_next_call_of_the_denoiser(place, runner, undisturbed):
+    """Within a step of L-BFGS, a round of the search, the selection and the measurement: no call follows the signal."""
+    log = place / "calls"
+    assert runner.run("name=counted", before=stopping_at(runner, log, 0)) == 0
+    calls, stops = len(log.read_bytes()), 0
+    for call in range(5, calls, max(1, calls // 15)):
+        assert runner.run(f"name=stop-{call}", before=stopping_at(runner, log, call)) == 143
+        assert len(log.read_bytes()) == call
+        assert runner.run(f"name=stop-{call}") == 0
+        assert found(place / "out" / f"stop-{call}") == undisturbed
+        stops += 1
+    assert stops >= 10
+
+
 @pytest.mark.parametrize("method", ["soft", "pez_diffusion"])
-def test_sigterm_within_an_epoch(place, runner, model_overrides, method):
-    """AdamW's state and the position among the epoch's draws are in the checkpoint, and no step is repeated."""
+def test_sigterm_within_an_epoch_of_several_steps(place, runner, model_overrides, method):
+    """AdamW's state and the position among the epoch's draws are in the checkpoint; finished steps are not repeated."""
     fixed = [f"output={place}/out", f"data.path={place}/pictures", "method.budget=60", "method.selection.shortlist=2"]
-    runner = Runner([*QUICK, *model_overrides, f"method={method}", "method.steps=5", *fixed])
+    runner, log = Runner([*QUICK, *model_overrides, f"method={method}", "method.steps=5", *fixed]), place / "steps"
 
-    def counted(stop_at: int):
-        class Counting(L.Callback):
-            count, log = 0, place / f"{method}-steps"
+    def stop(call: int):
+        def install() -> None:
+            session.PAUSE = 0.0  # a step takes no time here, and ten seconds elsewhere are worth saving
+            stopping_at(runner, log, call)()
 
-            def on_train_batch_start(self, trainer, module, batch, batch_index):
-                self.count += 1
-                if self.count == stop_at:
-                    os.kill(os.getpid(), signal.SIGTERM)
-                self.log.write_bytes((self.log.read_bytes() if self.log.exists() else b"") + b".")
+        return install
 
-        class Fitting(Watched):
-            def fit(self, module, data, epochs, callbacks):
-                self.session.fit(module, data, epochs, [counting, *callbacks])
-
-        counting = Counting()  # one for all batches
-        return lambda inverter, targets, session: inverter(targets, Fitting(session, lambda: None))
-
-    assert runner.run(f"name={method}", call=counted(0)) == 0
-    steps = len((place / f"{method}-steps").read_bytes())
-    (place / f"{method}-steps").unlink()
-    for stop_at in (3, 4, 2):
-        assert runner.run(f"name={method}-stopped", call=counted(stop_at)) == 143
-    assert runner.run(f"name={method}-stopped", call=counted(0)) == 0
-    assert len((place / f"{method}-steps").read_bytes()) == steps
+    assert runner.run(f"name={method}") == 0
+    for evaluations in (3, 4):  # of both images, each by a call of its own
+        assert runner.run(f"name={method}-stopped", before=stop(2 * (1 if evaluations == 4 else 3) + 1)) == 143
+        (file,) = (place / "out" / f"{method}-stopped" / "checkpoints").iterdir()
+        assert torch.load(file, weights_only=True)["state_dict"]["evaluations"] == evaluations
+    assert runner.run(f"name={method}-stopped") == 0
     assert found(place / "out" / f"{method}-stopped") == found(place / "out" / method)
 
 

@@ -45,7 +45,7 @@ def words(place, model_overrides) -> list[str]:
 def runner(words) -> Runner:
     """With the model's own denoiser, which is a job's too."""
     runner = Runner(words)
-    del runner.inverter.generator.predict
+    del runner.inverter.generator.pipeline.unet.forward
     return runner
 
 
