@@ -20,7 +20,7 @@ from ph2p.report.records import read_results
 
 TRAIN = Path(__file__).resolve().parents[1] / "train.py"
 SMALL = [
-    *("debug=quick", "data=folder", "data.batch_size=1", "trainer=cpu", "evaluation.draws=4", "generator.steps=2"),
+    *("debug=quick", "data=folder", "batch_size=1", "trainer=cpu", "evaluation.draws=4", "generator.steps=2"),
     *(
         "method.budget=200",
         "method.judge_draws=1",
@@ -41,14 +41,24 @@ for words in json.loads(sys.argv[1]):
 """
 
 
+def drive(commands: list[list[str]], cwd: Path) -> list[str]:
+    """What commands in one process say on stderr: of each its complaint, and its exit code as <2>."""
+    driver = [sys.executable, "-c", DRIVER, json.dumps(commands)]
+    done = subprocess.run(driver, capture_output=True, text=True, cwd=cwd, env=environment(), timeout=300)
+    assert done.returncode == 0 and "Traceback" not in done.stderr, done.stderr
+    lines = done.stderr.splitlines()
+    assert len(lines) == 2 * len(commands), done.stderr
+    return lines
+
+
 def environment() -> dict[str, str]:
     """One thread: on more, sums of floats may be added up in another order."""
     return os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(TRAIN.parent), "HF_HUB_OFFLINE": "1"}
 
 
-def train(*words: str, cwd: Path) -> subprocess.CompletedProcess:
-    command = [sys.executable, str(TRAIN), *words]
-    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=environment(), timeout=300)
+def train(*words: str, cwd: Path, **variables: str) -> subprocess.CompletedProcess:
+    command, surroundings = [sys.executable, str(TRAIN), *words], environment() | variables
+    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=surroundings, timeout=300)
 
 
 def make_pictures(folder: Path) -> Path:
@@ -132,7 +142,7 @@ def test_the_results_folder_is_complete(place, records):
     page = (folder / "index.html").read_text(encoding="utf-8")
     assert all(record["prompt"] in page for record in records.values() if record["status"] == "ok")
     assert "Übung 星.png" in page and "broken.png" in page
-    assert not list(folder.rglob("*.partial"))
+    assert not [path for path in folder.rglob(".*") if path.is_file()]  # no half-written file is left behind
 
 
 @contextmanager
@@ -240,12 +250,7 @@ def test_what_stops_a_run_gives_one_line_and_exit_code_2(place, command, records
     with small_disk(place / "small", "72k") as disk:
         if disk:
             cases.append(([f"output={disk}", "name=a"], "no space left"))
-        words = json.dumps([[*command, *words] for words, _ in cases])
-        driver = [sys.executable, "-c", DRIVER, words]
-        done = subprocess.run(driver, capture_output=True, text=True, cwd=place, env=environment(), timeout=300)
-        assert done.returncode == 0 and "Traceback" not in done.stderr, done.stderr
-        lines = done.stderr.splitlines()
-        assert len(lines) == 2 * len(cases), done.stderr
+        lines = drive([[*command, *words] for words, _ in cases], place)
         for (_, expected), line, code in zip(cases, lines[::2], lines[1::2], strict=True):
             assert line.startswith("error: ") and expected in line and code == "<2>", line
         if disk:
@@ -261,4 +266,33 @@ def test_a_wrong_path_on_the_command_line(place):
     wrong = train("generator.path=no/where", "generator.local_files_only=true", cwd=place)
     assert wrong.returncode == 2 and wrong.stdout == ""
     assert wrong.stderr.startswith("error: no/where: ") and wrong.stderr.count("\n") == 1
-    assert not (place / "outputs").exists()
+    assert not (place / "outputs" / "examples-ph2p_plus").exists()
+
+
+def test_what_is_quick_is_checked_before_a_model_is_looked_for(place, records):
+    """A path that is not there, an output that cannot be written, a changed key: whatever the model is."""
+    absent = ["generator.path=no/where", "scorer.path=no/where", "trainer=cpu"]
+    there, out = f"data.path={place}/my pictures", f"output={place}/out"
+    cases = [
+        (["data=folder", f"data.path={place}/nowhere"], "nowhere: no such file or folder"),
+        (["data=folder", there, f"output={place}/my pictures/plain.png"], "cannot be written"),
+        (["data=folder", there, out, "name=first"], "holds results with"),
+        (["data=folder", there, out, "name=b", "+method.optimizer.bogus=3"], "method.optimizer"),
+    ]
+    said = drive([[*words, *absent] for words, _ in cases], place)
+    for (_, expected), line, code in zip(cases, said[::2], said[1::2], strict=True):
+        assert line.startswith("error: ") and expected in line and code == "<2>", line
+
+
+def test_a_log_has_a_line_a_batch_and_says_what_was_passed_over(place, command, first):
+    assert "1 of 11 images done, 10 left, about " in first.stdout and "11 of 11 images done, none left" in first.stdout
+    pictures = place / "odd"
+    make_pictures(pictures)
+    (pictures / "notes.txt").write_text("no picture")
+    done = train(*command, f"data.path={pictures}", "name=[final] żaba", cwd=place, PYTHONIOENCODING="ascii")
+    folder = place / "out" / "[final] żaba"
+    assert done.returncode == 1 and done.stderr == ""
+    assert "[final] \\u017caba/" in done.stdout
+    if (folder / "passed-over.txt").exists():
+        assert "notes.txt" in (folder / "passed-over.txt").read_text() and "passed over" in done.stdout
+    assert len(read_results(folder)) == len(GOOD) + len(BAD)

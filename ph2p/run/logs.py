@@ -15,8 +15,8 @@ from ph2p.config.schema import Config
 from ph2p.errors import UserError
 from ph2p.files import plain_disk_errors
 
-FIGURES = ("loss", "candidate_loss", "gradient_norm", "evaluations", "search_loss")
-HEADER = ",".join(("image_id", "epoch", *FIGURES)).encode()
+VALUES = ("loss", "candidate_loss", "gradient_norm", "evaluations", "search_loss")
+HEADER = ",".join(("image_id", "epoch", *VALUES)).encode()
 EXTRAS = ("tensorboard", "wandb")
 
 
@@ -25,7 +25,7 @@ def make_loggers(cfg: Config) -> list[Logger]:
     if not cfg.logger:
         return []
     try:
-        return [instantiate(cfg.logger)]
+        return [instantiate(cfg.logger, _convert_="all")]
     except Exception as error:  # Hydra wraps what a constructor raises
         if not isinstance(error.__cause__, ModuleNotFoundError):
             raise
@@ -37,11 +37,11 @@ def make_loggers(cfg: Config) -> list[Logger]:
 
 
 class RunLog:
-    """Every epoch's figures of every image, appended to `table` and given to the loggers.
+    """Every epoch's values of every image, appended to `table` and given to the loggers.
 
-    The table has a line an image and epoch: image_id, epoch and `FIGURES`, empty where one is not known. The rounds
+    The table has a line an image and epoch: image_id, epoch and `VALUES`, empty where one is not known. The rounds
     of a search count as epochs after the last one. The table is only ever added to; an epoch that a kill made run
-    twice stands in it twice, with the same figures. Loggers get keys as `loss/cat.png` with the epoch as step.
+    twice stands in it twice, with the same values. Loggers get keys as `loss/cat.png` with the epoch as step.
     Raises UserError when the table cannot be written.
     """
 
@@ -56,14 +56,14 @@ class RunLog:
         for logger in self.loggers:
             _ = logger.experiment  # what is wrong with it shows now
 
-    def write(self, epoch: int, figures: dict[str, dict[str, float]]) -> None:
-        """Note {image id: {figure: value}} of an epoch; values that are not finite count as not known."""
-        figures = {
-            name: {key: value for key, value in row.items() if math.isfinite(value)} for name, row in figures.items()
+    def write(self, epoch: int, values: dict[str, dict[str, float]]) -> None:
+        """Note {image id: {name: value}} of an epoch; values that are not finite count as not known."""
+        values = {
+            name: {key: value for key, value in row.items() if math.isfinite(value)} for name, row in values.items()
         }
         with plain_disk_errors(self.table.parent.parent):
-            self._append([[name, epoch, *map(row.get, FIGURES)] for name, row in figures.items()])
-        flat = {f"{key}/{name}": value for name, row in figures.items() for key, value in row.items()}
+            self._append([[name, epoch, *map(row.get, VALUES)] for name, row in values.items()])
+        flat = {f"{key}/{name}": value for name, row in values.items() for key, value in row.items()}
         for logger in self.loggers:
             logger.log_metrics(flat, step=epoch)
 
