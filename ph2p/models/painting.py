@@ -1,7 +1,8 @@
 """Renderings of prompts."""
 
+from typing import Protocol
+
 import torch
-from omegaconf import DictConfig
 from torch import Tensor
 
 from ph2p.models.generators import Generator
@@ -9,7 +10,14 @@ from ph2p.models.generators import Generator
 PICTURES_AT_ONCE = 32
 
 
-def guidance_options(generator: DictConfig) -> dict[str, float]:
+class Guidance(Protocol):
+    """The part of a generator's configuration that says how its pictures are guided."""
+
+    guidance_scale: float
+    guidance_rescale: float
+
+
+def guidance_options(generator: Guidance) -> dict[str, float]:
     """The arguments of `paint` that the configuration of a generator gives."""
     return {"guidance_scale": generator.guidance_scale, "guidance_rescale": generator.guidance_rescale}
 
