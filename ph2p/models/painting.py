@@ -1,5 +1,6 @@
 """Renderings of prompts."""
 
+
 import torch
 from torch import Tensor
 
