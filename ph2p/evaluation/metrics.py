@@ -193,9 +193,7 @@ def warnings_of(result: Measured) -> list[str]:
     warnings = []
     gap = gap_closed(result.loss, result.loss_empty, result.loss_caption)
     if not gap > 0:
-        warnings.append(
-            f"no better than no words: loss {result.loss:.4f}, of an empty prompt {result.loss_empty:.4f}"
-        )
+        warnings.append(f"no better than no words: loss {result.loss:.4f}, of an empty prompt {result.loss_empty:.4f}")
     words = re.findall(r"[^\W\d_]+", result.prompt.lower())
     if not any(len(word) > 2 or not word.isascii() for word in words):
         warnings.append("holds no real word")
