@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import runpy
 import signal
 import subprocess
 import sys
@@ -15,7 +17,9 @@ import torch
 from omegaconf import OmegaConf
 from PIL import Image
 
+from ph2p import invert, load_config, load_inverter
 from ph2p.data import slug
+from ph2p.errors import UserError
 from ph2p.report.records import read_results
 
 TRAIN = Path(__file__).resolve().parents[1] / "train.py"
@@ -257,8 +261,63 @@ def test_what_stops_a_run_gives_one_line_and_exit_code_2(place, command, records
     assert not (place / "out" / "a").exists()  # nothing is left behind that a better command would trip over
 
 
-def test_a_wrong_path_on_the_command_line(place):
+def test_ctrl_c_within_a_fit_is_told_from_a_failure(monkeypatch, capsys):
+    def fit(cfg):
+        try:
+            raise KeyboardInterrupt
+        except KeyboardInterrupt:
+            sys.exit(1)  # as Lightning does
+
+    monkeypatch.setattr("ph2p.run.engine.run", fit)
+    assert runpy.run_path(str(TRAIN))["main"]([]) == 130
+    assert capsys.readouterr().err == "stopped; the same command continues\n"
+
+
+def test_a_sweep_runs_the_jobs_after_a_wrong_one(place, command):
+    words = [*command, f"data.path='{place}/my pictures/plain.png'", "name='s${seed}'", "seed=-1,1"]
+    done = train("-m", *words, cwd=place)
+    assert (done.returncode, done.stderr) == (2, "error: seed=-1: give a whole number in [0, 2**62)\n")
+    (record,) = read_results(place / "out" / "s1")
+    assert record["seed"] == 1 and not (place / "out" / "s-1").exists()
+
+
+def test_a_wrong_path_on_the_command_line_and_help(place):
     wrong = train("generator.path=no/where", "generator.local_files_only=true", cwd=place)
     assert wrong.returncode == 2 and wrong.stdout == ""
     assert wrong.stderr.startswith("error: no/where: ") and wrong.stderr.count("\n") == 1
+    helped = train("--help", cwd=place)
+    assert (helped.returncode, helped.stderr) == (0, "")
+    groups = re.findall(r"^  (\w+)  +(\w.*)$", helped.stdout.partition("Groups")[2], re.MULTILINE)
+    assert [name for name, _ in groups] == ["data", "debug", "generator", "logger", "method", "scorer", "trainer"]
+    assert dict(groups)["scorer"] == "clip-vit-l-14, embedded, folder, siglip"
+    assert "schema" not in helped.stdout.replace("ph2p/schema.py", "")  # its file, but no option of a group
+    for words in ("data.path=my_images", "ph2p_plus", "batch_size:", "name='seed-${seed}'"):
+        assert words in helped.stdout
     assert not (place / "outputs").exists()
+
+
+def test_help_whose_reader_has_gone_says_nothing():
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, str(TRAIN), "--help"]
+    done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, env=environment(), timeout=300)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (128 + signal.SIGPIPE, b"")
+
+
+# --- Python -------------------------------------------------------------------------------------------------------
+
+
+def test_invert_from_python(place, command, model_overrides):
+    overrides = [*SMALL[2:], *model_overrides, "debug=quick"]
+    picture = place / "my pictures" / "plain.png"
+    found = invert(picture, overrides)
+    assert len(found.prompt.split()) == 3 and found.image_id == "plain.png"
+    assert not (place / "outputs").exists() and not Path("outputs/examples-ph2p_plus/plain.png").exists()
+    inverter = load_inverter(load_config(overrides))
+    several = invert([str(picture), Image.open(picture)], inverter=inverter)
+    assert several[0].prompt == found.prompt and several[1].image_id == "image-1"
+    with pytest.raises(UserError, match=r"broken\.png.*not a picture"):
+        invert(place / "my pictures" / "broken.png", inverter=inverter)
+    with pytest.raises(UserError, match="image-0: cannot be read as a picture"):
+        invert(Image.open(place / "my pictures" / "cut.png"), inverter=inverter)
