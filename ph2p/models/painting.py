@@ -1,6 +1,5 @@
 """Renderings of prompts."""
 
-
 import torch
 from torch import Tensor
 
