@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from ph2p.evaluation.metrics import ImageSimilarity, confidence_interval, regret, word_recall
 from ph2p.errors import UserError
+from ph2p.evaluation.metrics import ImageSimilarity, confidence_interval, regret, word_recall
 from ph2p.evaluation.texts import text_losses
 from ph2p.inversion.draws import make_draws
 from ph2p.inversion.objectives import candidate_losses

@@ -170,7 +170,7 @@ def test_sigterm_ends_a_run_before_the_next_call_of_the_denoiser(place, runner, 
 
 @pytest.mark.parametrize("method", ["soft", "pez_diffusion"])
 def test_sigterm_within_an_epoch_of_several_steps(place, runner, model_overrides, method):
-    """AdamW's state and the position among the epoch's draws are in the checkpoint, and finished steps are not repeated."""
+    """AdamW's state and the position among the epoch's draws are in the checkpoint; finished steps are not repeated."""
     fixed = [f"output={place}/out", f"data.path={place}/pictures", "method.budget=60", "method.selection.shortlist=2"]
     runner, log = Runner([*QUICK, *model_overrides, f"method={method}", "method.steps=5", *fixed]), place / "steps"
 
