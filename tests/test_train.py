@@ -2,7 +2,6 @@
 
 import json
 import os
-import runpy
 import signal
 import subprocess
 import sys
@@ -263,27 +262,7 @@ def test_what_stops_a_run_gives_one_line_and_exit_code_2(place, command, records
     assert not (place / "out" / "a").exists()  # nothing is left behind that a better command would trip over
 
 
-def test_ctrl_c_within_a_fit_is_told_from_a_failure(monkeypatch, capsys):
-    def fit(cfg):
-        try:
-            raise KeyboardInterrupt
-        except KeyboardInterrupt:
-            sys.exit(1)  # as Lightning does
-
-    monkeypatch.setattr("ph2p.run.engine.run", fit)
-    assert runpy.run_path(str(TRAIN))["main"]([]) == 130
-    assert capsys.readouterr().err == "stopped; the same command continues\n"
-
-
-def test_a_sweep_runs_the_jobs_after_a_wrong_one(place, command):
-    words = [*command, f"data.path='{place}/my pictures/plain.png'", "name='s${seed}'", "seed=-1,1"]
-    done = train("-m", *words, cwd=place)
-    assert (done.returncode, done.stderr) == (2, "error: seed=-1: give a whole number in [0, 2**62)\n")
-    (record,) = read_results(place / "out" / "s1")
-    assert record["seed"] == 1 and not (place / "out" / "s-1").exists()
-
-
-def test_a_wrong_path_on_the_command_line_and_help(place):
+def test_a_wrong_path_on_the_command_line(place):
     wrong = train("generator.path=no/where", "generator.local_files_only=true", cwd=place)
     assert wrong.returncode == 2 and wrong.stdout == ""
     assert wrong.stderr.startswith("error: no/where: ") and wrong.stderr.count("\n") == 1
