@@ -139,6 +139,7 @@ class Inverter:
         rows, rounds, state = batch.rows(search.starts), plan(method).rounds, session.search_state()
         if state:
             meter.load_state_dict(state)
+            meter.before -= Spent(len(rows) * search.draws)  # `greedy_swaps` scores its starts again
         starts = known.lowest(search.starts)
         found, losses = greedy_swaps(
             self.generator,
