@@ -7,7 +7,8 @@ A cell is one variant on one set of scenes with one seed: `count` images inverte
   captions use most are allowed; `sweeps`: {title: {key, values, words}}, a variant for each value of a key.
 - `scenes`: {label: arguments of `ph2p.data.WorldTargets`}.
 - `reference`: the label that the others are held against; `columns`: keys of the table of metrics, or `regret_own`.
-- `follow`: note the best prompt so far on the way; `trace`: plot losses, gradient and distance as well; `own_range`: the regret on the method's own timesteps too.
+- `follow`: note the best prompt so far on the way; `trace`: plot losses, gradient and distance as well.
+- `own_range`: measure the regret on the method's own timesteps too.
 - `probes`: what is measured without an inversion, see probes.py.
 - `small`, `full`: how many scenes of each set, and which seeds.
 """
@@ -25,8 +26,8 @@ from ph2p.errors import UserError
 SIZES = ("smoke", "small", "full")
 # One scene at hardly any cost: it shows that everything runs, and its numbers say nothing.
 SMOKE = [
-    *("evaluation.draws=2", "evaluation.renders=2", "generator.steps=2", "method.budget=130", "method.draws=1"),
-    *("method.steps=1", "method.selection.shortlist=3", "method.selection.draws=2"),
+    *("evaluation.draws=2", "evaluation.renders=2", "generator.steps=2", "method.budget=110", "method.draws=1"),
+    *("method.steps=1", "method.prompt_length=3", "method.selection.shortlist=3", "method.selection.draws=2"),
     *("method.selection.finalists=1", "method.selection.steps=2"),
 ]
 
@@ -68,8 +69,7 @@ class Experiment:
             plain = {"words": given} if isinstance(given, list) else given
             found.append(Variant(label, tuple(plain.get("words", [])), allow=plain.get("allow")))
         for title, sweep in self.content.get("sweeps", {}).items():
-            values = sweep["values"] if self.size != "smoke" else sweep["values"][:1]
-            for value in values:
+            for value in sweep["values"]:
                 words = (*sweep.get("words", []), f"{sweep['key']}={value}")
                 found.append(Variant(f"{title} = {value}", words, title, float(value)))
         return found
@@ -78,9 +78,13 @@ class Experiment:
         """In the order in which they are run: every variant of a scene set and seed before the next."""
         smoke = self.size == "smoke"
         scale = {"count": 1, "seeds": [0]} if smoke else self.content[self.size]
-        for name, arguments in self.content["scenes"].items():
+        sets, variants = list(self.content["scenes"].items()), self.variants
+        if smoke:  # every method once, and enough of the rest to see that it runs
+            swept = [variant for variant in variants if variant.panel]
+            sets, variants = sets[:1], variants if self.name == "main" else [variants[0], *swept[:1]]
+        for name, arguments in sets:
             for seed in scale["seeds"]:
-                for variant in self.variants:
+                for variant in variants:
                     words = [*self.content.get("words", []), *variant.words, f"seed={seed}", *(SMOKE if smoke else [])]
                     yield Cell(variant, name, {**arguments, "count": scale["count"]}, seed, _apart(words))
 

@@ -31,10 +31,11 @@ def write_digest(path: Path, size: str, found: Sequence[tuple[Experiment, list[L
 
 HEAD = """# Evidence
 
-Written by `make evidence SIZE={size}` on {today}. Regret is (loss - loss of the true caption) / (loss of no words - loss of the true
-caption) on draws that chose nothing: 0 is as good as the caption, 1 no better than nothing. An interval resamples scenes, each of which
-counts with its mean over the seeds (bootstrap, 95 %); "above" is the mean over scenes of a row's regret minus the reference's on
-the same scenes and seeds. Where an interval holds 0 the two do not stand apart.
+Written by `make evidence SIZE={size}` on {today}. Regret is (loss - loss of the true caption) / (loss of no words -
+loss of the true caption) on draws that chose nothing: 0 is as good as the caption, 1 no better than nothing. An
+interval resamples scenes, each of which counts with its mean over the seeds (bootstrap, 95 %); "above" is the mean over
+scenes of a row's regret minus the reference's on the same scenes and seeds. Where its interval holds 0 the two do not
+stand apart. `retrieval` has the words that CLIP alone finds.
 """
 
 
@@ -60,15 +61,18 @@ def section(experiment: Experiment, lines: list[Line], folder: Path) -> str:
 
 def made_with(lines: list[Line]) -> str:
     """When, from which commits and on what the lines were made, and on how many scenes and seeds."""
-    several = {
-        key: ", ".join(sorted({str(line[key]) for line in lines})) for key in ("date", "commit", "hardware", "torch")
-    }
+    keys = ("date", "commit", "hardware", "torch")
+    several = {key: ", ".join(sorted({str(line[key]) for line in lines})) for key in keys}
     scenes = len({line["image_id"] for line in lines})
     seeds = len({line["seed"] for line in lines if "seed" in line}) or 1
     return (
         f"{several['date']}, commit {several['commit']}, {several['hardware']}, torch {several['torch']}; "
-        f"{scenes} scenes, {seeds} seeds."
+        f"{plural(scenes, 'scene')}, {plural(seeds, 'seed')}."
     )
+
+
+def plural(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"
 
 
 def by_scene(lines: Sequence[Line], variant: str, key: str) -> dict[str, float]:
@@ -145,5 +149,7 @@ def answer(experiment: Experiment, lines: list[Line]) -> str:
             apart["worse"] += [name] if low > 0 else []
             apart["better"] += [name] if high < 0 else []
     said = [f"{what} than {experiment.reference}: {', '.join(sorted(names))}" for what, names in apart.items() if names]
+    if max(map(len, regrets.values())) < 2:
+        return f"The lowest regret has {best}, {medians[best]:.2f}; one scene says nothing about the order."
     tail = f" Intervals apart, {'; '.join(said)}." if said else f" Nothing stands apart from {experiment.reference}."
     return f"The lowest median regret has {best}, {medians[best]:.2f}.{tail}"

@@ -39,7 +39,7 @@ from ph2p.evaluation.texts import text_losses
 from ph2p.files import as_json, write_whole
 from ph2p.inversion.batch import Batch
 from ph2p.inverter import Inverter
-from ph2p.run.build import load_inverter
+from ph2p.run.build import load_inverter, quiet_libraries
 
 ROOT = Path(__file__).resolve().parents[1]
 Line = dict[str, Any]
@@ -51,6 +51,7 @@ class Runner:
 
     args: argparse.Namespace
     loaded: dict[str, Inverter] = field(default_factory=dict)
+    ranked: list[str] = field(default_factory=list)  # the allowed words, those that captions use most first
 
     def run(self, experiment: Experiment) -> None:
         """All of its cells and probes that are not finished."""
@@ -98,15 +99,15 @@ class Runner:
 
     def word_list(self, count: int) -> Path:
         """A file of the `count` allowed words that captions of the validation split use most."""
-        cfg = load_config(self.args.overrides)
-        vocabulary = self.inverter(cfg).generator.vocabulary
-        known = [vocabulary.decode([token]) for token in vocabulary.allowed_ids.tolist()]
-        scenes = scenes_of({"split": "val", "seed": 1, "count": 100}, (64, 64))
-        used = Counter(word for scene in scenes for word in (scene.caption or "").split())
-        chosen = sorted(known, key=lambda word: (-used[word], word))[:count]
+        if not self.ranked:
+            vocabulary = self.inverter(load_config(self.args.overrides)).generator.vocabulary
+            known = [vocabulary.decode([token]) for token in vocabulary.allowed_ids.tolist()]
+            scenes = scenes_of({"split": "val", "seed": 1, "count": 100}, (64, 64))
+            used = Counter(word for scene in scenes for word in (scene.caption or "").split())
+            self.ranked = sorted(known, key=lambda word: (-used[word], word))
         path = Path(self.args.output) / f"words-{count}.txt"
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(path, ("\n".join(chosen) + "\n").encode())
+        write_whole(path, ("\n".join(self.ranked[:count]) + "\n").encode())
         return path
 
     def invert(self, experiment: Experiment, cell: Cell, cfg: Config, done: set[str]) -> Iterator[Line]:
@@ -148,7 +149,7 @@ class Runner:
         world = cell.world if cell.world["count"] > 1 else cell.world | {"count": 2}
         few = {"draws": 2, "bins": 2} if self.args.size == "smoke" else {}
         targets = scenes_of(world, inverter.generator.image_size)
-        for line in PROBES[name](inverter, targets, options | few):
+        for line in list(PROBES[name](inverter, targets, options | few)):  # all of them, or none
             yield line | {"probe": name, "parts": (options | few)["bins"]}
 
 
@@ -210,11 +211,8 @@ def _place() -> Line:
         commit = "unknown"
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else ""
     info = Path("/proc/cpuinfo")
-    names = (
-        [row.partition(":")[2].strip() for row in info.read_text().splitlines() if row.startswith("model name")]
-        if info.exists()
-        else []
-    )
+    rows = info.read_text(encoding="utf-8").splitlines() if info.exists() else []
+    names = [row.partition(":")[2].strip() for row in rows if row.startswith("model name")]
     cpu = f"{os.cpu_count()} cores of {names[0] if names else platform.machine()}"
     return {"commit": commit, "hardware": gpu or cpu, "torch": torch.__version__}
 
@@ -242,6 +240,7 @@ def parse(words: list[str] | None = None) -> argparse.Namespace:
 
 def main(words: list[str] | None = None) -> None:
     args = parse(words)
+    quiet_libraries()
     runner = Runner(args)
     for experiment in [] if args.digest_only else experiments(args.size, args.experiment or None):
         runner.run(experiment)

@@ -117,9 +117,9 @@ def curves_plot(lines: list[Line]) -> Figure | None:
     grid = np.linspace(0, end, 100)
     for name in dict.fromkeys(line["variant"] for line in followed):
         curves = [line["record"]["regret_curve"] for line in followed if line["variant"] == name]
-        axes.plot(
-            grid, np.nanmedian([steps(curve, grid) for curve in curves], axis=0), label=name, drawstyle="steps-post"
-        )
+        table = np.array([steps(curve, grid) for curve in curves])
+        known = np.isfinite(table).any(0)
+        axes.plot(grid[known], np.nanmedian(table[:, known], axis=0), label=name, drawstyle="steps-post")
     axes.axhline(0, color="0.7", lw=1)
     axes.set_xlabel("denoiser samples")
     axes.set_ylabel("regret of the best prompt so far")
@@ -144,9 +144,7 @@ def trace_plot(lines: list[Line]) -> Figure | None:
         for name in dict.fromkeys(line["variant"] for line in traced):
             some = [line["trace"] for line in traced if line["variant"] == name]
             shortest = min(len(trace[key]) for trace in some)
-            rows = np.array(
-                [[np.nan if v is None else v for v in trace[key][:shortest]] for trace in some], dtype=np.float64
-            )
+            rows = np.array([trace[key][:shortest] for trace in some], dtype=np.float64)  # of null comes nan
             if shortest and np.isfinite(rows).any(0).all():
                 axes.plot(some[0]["samples"][:shortest], np.nanmedian(rows, axis=0), label=name)
         axes.set_title(title, fontsize="small")

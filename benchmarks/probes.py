@@ -35,7 +35,8 @@ def wrong_words(inverter: Inverter, targets: Sequence[Target], options: Row) -> 
         others = fitting[row + 1 :] + fitting[:row]
         texts = {"caption": target.caption, "nothing": ""}
         for k, kind in enumerate(kinds):
-            texts |= {kind: text for text in [swapped(target, others, k)] if text}
+            if (text := swapped(target, others, k)) is not None:
+                texts[kind] = text
         losses: dict[str, list[float]] = {name: [] for name in texts}
         for draws in _bins(inverter, batch, options):
             for name, text in texts.items():

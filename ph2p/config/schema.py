@@ -48,9 +48,7 @@ class MethodConfig:
 
     name: str  # as results and the default folder are labelled
     budget: int  # denoiser samples an image, forward plus backward, everything but the final evaluation
-    prompt_length: int = (
-        12  # M, in [1, context length - 2]; more than words to find; without pad_init a text has its own
-    )
+    prompt_length: int = 12  # M, in [1, context length - 2]; more than words to find; a text has its own, unless padded
     init: str = "random"  # random: allowed tokens; retrieval: words that CLIP finds; otherwise the words to start from
     pad_init: bool = False  # of the words of `init` take those that are one token, and random ones up to prompt_length
     objective: str = "denoising"  # or clip: one minus the CLIP similarity of prompt and picture

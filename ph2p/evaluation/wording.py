@@ -7,9 +7,12 @@ from collections.abc import Collection, Sequence
 WORD = re.compile(r"[^\W\d_]+")
 # Words that only join others: they are neither right nor wrong about a picture.
 FILLERS = frozenset(
-    "a an the of in on at to by for from with and or as is are be it its this that there these those against".split()
+    [
+        *("a", "an", "the", "this", "that", "these", "those", "it", "its", "there", "is", "are", "be"),
+        *("and", "or", "as", "of", "in", "on", "at", "to", "by", "for", "from", "with", "against"),
+    ]
 )
-SHORT = FILLERS | frozenset("i me my we us he go no so up do if am ox".split())  # of one or two letters, yet words
+SHORT = FILLERS | {"i", "me", "my", "we", "us", "he", "go", "no", "so", "up", "do", "if", "am", "ox"}  # yet words
 Attributes = Sequence[Collection[str]]  # for each true attribute the set of words that name it
 
 
