@@ -115,6 +115,7 @@ def curves_plot(lines: list[Line]) -> Figure | None:
     figure, axes = plt.subplots(figsize=(7, 4))
     end = max(line["record"]["samples"] for line in followed)
     grid = np.linspace(0, end, 100)
+    axes.set_prop_cycle(color=plt.get_cmap("tab20").colors)
     for name in dict.fromkeys(line["variant"] for line in followed):
         curves = [line["record"]["regret_curve"] for line in followed if line["variant"] == name]
         table = np.array([steps(curve, grid) for curve in curves])

@@ -43,7 +43,7 @@ def wrong_words(inverter: Inverter, targets: Sequence[Target], options: Row) -> 
                 one = slice(row, row + 1)
                 losses[name] += text_losses(generator, batch.latents[one], [text], draws[one])
         gap = sum(losses["nothing"]) / len(losses["nothing"]) - sum(losses["caption"]) / len(losses["caption"])
-        for name in texts.keys() - {"caption"}:
+        for name in [name for name in texts if name != "caption"]:
             for part, (loss, true) in enumerate(zip(losses[name], losses["caption"], strict=True)):
                 yield {"image_id": target.image_id, "kind": name, "part": part, "value": (loss - true) / gap}
 

@@ -31,7 +31,8 @@ def _pursue(
     scorer: Scorer, words: list[str], alone: Tensor, picture: Tensor, length: int, beams: int
 ) -> list[list[int]]:
     """The beam's prompts (R, M) for one picture (E,), as places in `words`."""
-    beam, residuals = [[]], picture[None]  # of R prompts, (R, E)
+    beam: list[list[int]] = [[]]
+    residuals = picture[None]  # (R, E), of the beam's prompts
     for _ in range(length):
         longer = _longer(beam, residuals @ alone.T, beams)
         texts = scorer.text_features([" ".join(words[k] for k in prompt) for prompt in longer])  # (K, E)
