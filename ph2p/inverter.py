@@ -78,9 +78,10 @@ class Inverter:
 
         Restarts are rows of their own (`key`, `key#1`, ...), R of them in a row for each image.
         """
-        method, vocabulary, meter = self.cfg.method, self.generator.vocabulary, Meter(self.generator.counter)
+        method, meter = self.cfg.method, Meter(self.generator.counter)
+        vocabulary = self.generator.vocabulary.projecting(method.projection)
         keys = [f"{key}#{r}" if r else key for key in batch.keys for r in range(method.restarts)]
-        start = starting_tokens(vocabulary, method, self.cfg.seed, keys)  # (B R, M)
+        start = starting_tokens(vocabulary, self.scorer, method, self.cfg.seed, keys, batch.features)  # (B R, M)
         judge = self._judge(batch) if method.judge_draws else None
         objective = self._objective()
         module = PromptInversion(

@@ -61,8 +61,9 @@ class MethodConfig:
 
     name: str  # as results and the default folder are labelled
     budget: int  # denoiser samples an image, forward plus backward, everything but the final evaluation
-    prompt_length: int = 12  # M, in [1, context length - 2]; more than words to find; ignored when `init` is a text
-    init: str = "random"  # random: tokens drawn from the allowed vocabulary; otherwise the words to start from
+    prompt_length: int = 12  # M, in [1, context length - 2]; more than words to find; a text has its own, unless padded
+    init: str = "random"  # random: allowed tokens; retrieval: words that CLIP finds; otherwise the words to start from
+    pad_init: bool = False  # of the words of `init` take those that are one token, and random ones up to prompt_length
     objective: str = "denoising"  # or clip: one minus the CLIP similarity of prompt and picture
     timesteps: list[int] = field(default_factory=lambda: [500, 1000])  # t in [t_min, t_max)
     draws: int = 4  # N, drawn anew for every step of the optimiser
@@ -75,6 +76,7 @@ class MethodConfig:
     snap: bool = True  # the next epoch starts from the projected embeddings
     word_price: float = 0.0  # what a token must bring to stay, as a part of all that a prompt gains over no words
     straight_through: bool = False  # project at every evaluation, gradient to the continuous prompt
+    projection: str = "euclid"  # the nearest token by Euclidean distance; cosine: by the angle alone
     optimizer: dict[str, Any] | None = None  # constructor call of a torch optimiser (_target_); null: keep the start
     search: SearchConfig | None = None  # token swaps after the optimisation; null: none
     selection: SelectionConfig = field(default_factory=SelectionConfig)  # how the winner is chosen
@@ -84,6 +86,9 @@ class MethodConfig:
         checks.require_window("method.timesteps", self.timesteps)
         checks.require(0 <= self.word_price < 1, "method.word_price", self.word_price, "give a number in [0, 1)")
         rows = self.microbatch
+        text = self.init not in ("random", "retrieval")
+        checks.require(text or not self.pad_init, "method.pad_init", self.pad_init, "it needs words in method.init")
+        checks.require_choice("method.projection", self.projection, ("euclid", "cosine"))
         fits = rows == "auto" or checks.is_whole(rows, 1)
         checks.require(fits, "method.microbatch", rows, "give auto or a whole number of at least 1")
         evaluations = (self.optimizer or {}).get("max_eval", 1)
