@@ -78,7 +78,7 @@ class MethodConfig:
     straight_through: bool = False  # project at every evaluation, gradient to the continuous prompt
     projection: str = "euclid"  # the nearest token by Euclidean distance; cosine: by the angle alone
     optimizer: dict[str, Any] | None = None  # constructor call of a torch optimiser (_target_); null: keep the start
-    search: SearchConfig | None = None  # token swaps after the optimisation; null: none
+    search: SearchConfig | None = None  # discrete search after the optimisation; null: none
     selection: SelectionConfig = field(default_factory=SelectionConfig)  # how the winner is chosen
 
     def __post_init__(self) -> None:
