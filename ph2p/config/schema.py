@@ -22,9 +22,7 @@ class SearchConfig:
     starts: int = 12  # best candidates so far that the search races for its beginning
     draws: int = 4  # N of the gradient that proposes, at most those of the last stage of the race
     race: list[list[int]] = field(default_factory=lambda: [[64, 1], [16, 3], [4, 4]])  # [candidates, draws] of stages
-    moves: dict[str, int] = field(
-        default_factory=lambda: dict(MOVES)
-    )  # proposals of each a round, as long as room lasts
+    moves: dict[str, int] = field(default_factory=MOVES.copy)  # proposals of each a round, as long as room lasts
     min_length: int = 1  # of a prompt, tokens
     max_length: int = 20  # of a prompt, tokens
 
