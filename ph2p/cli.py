@@ -35,7 +35,8 @@ def main(argv: list[str]) -> int:
     try:
         command, words = (argv[0], argv[1:]) if argv[:1] and argv[0] in COMMANDS else ("", argv)
         code = COMMANDS[command](words)
-        sys.stdout.flush()
+        if sys.stdout:  # it may be closed
+            sys.stdout.flush()
         return code
     except BrokenPipeError:  # the reader has gone, as in `--help | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains again at its end
