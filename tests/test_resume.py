@@ -5,6 +5,7 @@ import os
 import random
 import signal
 import subprocess
+import time
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -17,7 +18,7 @@ from runs import QUICK, SMALL, Runner, found, kill_after, lines, make_pictures
 from ph2p.config.compose import load_config
 from ph2p.errors import UserError
 from ph2p.report.records import read_results
-from ph2p.run import session
+from ph2p.run import session, stopping
 from ph2p.run.checkpoint import BatchCheckpoint
 from ph2p.run.engine import run
 from ph2p.run.remeasure import remeasure, repaint
@@ -166,6 +167,25 @@ def test_sigterm_ends_a_run_before_the_next_call_of_the_denoiser(place, runner, 
         assert found(place / "out" / f"stop-{call}") == undisturbed
         stops += 1
     assert stops >= 10
+
+
+def test_sigterm_ends_a_run_while_its_model_is_loaded(place):
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1)}
+
+    def load(cfg):
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(100)
+
+    try:
+        stopping.listen()
+        words = [*SMALL, f"data.path={place}/pictures", f"output={place}/out", "name=loading"]
+        begun = time.monotonic()
+        assert run(load_config(words), load) == 143 and time.monotonic() - begun < 50
+    finally:
+        stopping.listen()  # forgets the signal
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    assert not (place / "out" / "loading").exists()
 
 
 @pytest.mark.parametrize("method", ["soft", "pez_diffusion"])

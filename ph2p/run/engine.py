@@ -42,8 +42,8 @@ def run(cfg: Config, load: Load = load_inverter, screen: Screen | None = None) -
     try:
         check_checkpoints(cfg, results)
         with ranks:  # from here on there are several, where there are to be
-            inverter = load(cfg)
-            stopping.check()
+            with stopping.at_once():
+                inverter = load(cfg)
             targets.image_size = inverter.generator.image_size
             log = build("logger", lambda: RunLog(results.log, loggers))
             work = Work(cfg, inverter, targets, results, screen, log)
