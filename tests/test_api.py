@@ -45,7 +45,16 @@ def alone(inverter, file):
 def test_a_picture_has_the_same_prompt_in_every_form_and_place(inverter, file, pixels, alone, monkeypatch):
     tensor = torch.from_numpy(pixels).permute(2, 0, 1)
     monkeypatch.setenv("PICS", str(file.parent))
-    forms = [str(file), f"$PICS/{file.name}", Image.open(file), pixels, pixels / 255, tensor, tensor.float() / 255, pixels]
+    forms = [
+        str(file),
+        f"$PICS/{file.name}",
+        Image.open(file),
+        pixels,
+        pixels / 255,
+        tensor,
+        tensor.float() / 255,
+        pixels,
+    ]
     other, *same = invert([255 - pixels, *forms], inverter=inverter)
     assert {result.prompt for result in same} == {alone.prompt}
     assert all(seen(result) == seen(alone) for result in same) and seen(other) != seen(alone)

@@ -65,7 +65,7 @@ def test_nobody_need_be_listening(where):
 
 
 def test_a_screen_that_is_closed_takes_everything():
-    code = "from ph2p.cli import main; from ph2p.run.screen import Screen; Screen().say('x'); raise SystemExit(main(['--version']))"
-    command = [sys.executable, "-c", f"import os, sys; os.close(1); os.execv(sys.executable, [sys.executable, '-c', {code!r}])"]
+    code = "from ph2p.cli import main; from ph2p.run.screen import Screen; Screen().say('x'); exit(main(['--version']))"
+    command = ["sh", "-c", 'exec "$0" -c "$1" >&-', sys.executable, code]
     done = subprocess.run(command, stderr=subprocess.PIPE, cwd=Path(__file__).parents[1], timeout=100)
     assert (done.returncode, done.stderr) == (0, b"")

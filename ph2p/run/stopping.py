@@ -57,7 +57,7 @@ def check() -> None:
 
 @contextmanager
 def at_once() -> Iterator[None]:
-    """While inside, a signal to stop raises `Stopped` right where it comes: for what may take minutes and is not ours."""
+    """While inside, a signal to stop raises `Stopped` right where it comes: for what takes minutes and is not ours."""
     check()
     _at_once[0] = True
     try:
