@@ -311,6 +311,8 @@ WRONG = [  # the command line's words, and what the line must name
     ("+trainer.enable_progress_bar=true", "trainer.enable_progress_bar"),
     ("trainer.precision=7", "trainer.precision=7"),
     ("trainer.precision=16-mixed", "trainer.precision=16-mixed"),
+    ("generator.lora_scale=0.5", "generator.lora_scale=0.5: there is no generator.lora"),
+    ("generator.lora_revision=v1", "generator.lora_revision=v1: there is no generator.lora"),
     ("trainer.num_nodes=0", "trainer.num_nodes=0"),
     ("+trainer.strategy=ddp", "trainer.strategy"),
     ("shard=3/3", "shard=3/3"),

@@ -165,6 +165,13 @@ class GeneratorConfig:
         fits = self.image_size is None or (len(sides) == 2 and all(checks.is_whole(side, 8) for side in sides))
         wanted = "give a whole number of at least 8, [height, width] of such, or null"
         checks.require(fits, "generator.image_size", self.image_size, wanted)
+        for key, given in (("lora_scale", self.lora_scale != 1), ("lora_revision", self.lora_revision is not None)):
+            checks.require(
+                not given or self.lora is not None,
+                f"generator.{key}",
+                getattr(self, key),
+                "there is no generator.lora; give one, or leave it out",
+            )
         fits = self.clip_skip is None or self.clip_skip >= 0
         checks.require(fits, "generator.clip_skip", self.clip_skip, "give a whole number of at least 0, or null")
 
