@@ -10,7 +10,7 @@ A cell is one variant on one set of scenes with one seed: `count` images inverte
 - `follow`: note the best prompt so far on the way; `trace`: plot losses, gradient and distance as well.
 - `own_range`: measure the regret on the method's own timesteps too.
 - `probes`: what is measured without an inversion, see probes.py.
-- `small`, `full`: how many scenes of each set, and which seeds.
+- `small`, `full`: how many scenes, of all sets or {set: number}, and which seeds.
 """
 
 from collections.abc import Iterator
@@ -86,7 +86,8 @@ class Experiment:
             for seed in scale["seeds"]:
                 for variant in variants:
                     words = [*self.content.get("words", []), *variant.words, f"seed={seed}", *(SMOKE if smoke else [])]
-                    yield Cell(variant, name, {**arguments, "count": scale["count"]}, seed, _apart(words))
+                    count = scale["count"][name] if isinstance(scale["count"], dict) else scale["count"]
+                    yield Cell(variant, name, {**arguments, "count": count}, seed, _apart(words))
 
     def __getattr__(self, key: str) -> Any:
         return self.content.get(key)
