@@ -32,11 +32,11 @@ UNKNOWN = Estimate(np.nan, np.nan, np.nan, 0)
 
 def counts_of(raters: Sequence[Rater], key: Key, question: str, points: int) -> Mapping[str, Counts]:
     """How often each item got each rating, gathered by picture: (items of the picture, points)."""
-    counts = {item: np.zeros(points, np.int64) for item in key.items}
+    counts = {name: np.zeros(points, np.int64) for name in key.items}
     for rater in raters:
-        for (item, asked), value in rater.answers.items():
+        for (name, asked), value in rater.answers.items():
             if asked == question:
-                counts[item][value - 1] += 1
+                counts[name][value - 1] += 1
     rows: dict[str, list[Counts]] = {}
     for name, item in key.items.items():
         rows.setdefault(item.picture, []).append(counts[name])

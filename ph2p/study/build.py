@@ -68,7 +68,7 @@ def build_study(folders: Sequence[Path], output: Path, plan: Plan) -> Built:
 
 
 def make_key(material: Material, plan: Plan) -> Key:
-    """Give pictures, prompts and checks names that say nothing, by the seed. Equal prompts of a picture are one item."""
+    """Name pictures, prompts and checks by the seed so that it says nothing. A picture's equal prompts are one item."""
     found = [(image, *pair) for image, records in material.records.items() for pair in _prompts(records)]
     count = max(2, min(6, round(len(found) / 12))) if plan.checks is None else plan.checks
     whole = json.dumps([plan.seed, count, found, [asdict(question) for question in plan.questions]])
@@ -86,7 +86,7 @@ def make_key(material: Material, plan: Plan) -> Key:
         study=digest[:12],
         seed=plan.seed,
         questions=plan.questions,
-        runs={label: str(folder) for label, folder in material.runs.items()},
+        runs={label: printable(folder) for label, folder in material.runs.items()},
         pictures={name: image for image, name in pictures.items()},
         items=items,
         checks=dict(zip(names, answers, strict=True)),
@@ -97,7 +97,7 @@ def _prompts(records: dict[str, Record]) -> list[tuple[str, list[str]]]:
     """An image's different prompts, each with the labels of the runs that found it."""
     found: dict[str, list[str]] = {}
     for label, record in records.items():
-        found.setdefault(str(record.get("prompt") or ""), []).append(label)
+        found.setdefault(printable(record.get("prompt") or ""), []).append(label)
     return list(found.items())
 
 
@@ -135,7 +135,9 @@ def _page(key: Key, material: Material) -> str:
 def _shown(key: Key, material: Material) -> dict[str, Any]:
     """All that the page knows: no name of a run, a method or an image."""
     draw, pictures = random.Random(key.study), sorted(key.pictures)
-    rows = [{"id": name, "picture": item.picture, "prompt": item.prompt} for name, item in key.items.items()]
+    rows: list[dict[str, object]] = []
+    for name, item in key.items.items():
+        rows.append({"id": name, "picture": item.picture, "prompt": item.prompt})
     rows += [
         {"id": name, "picture": draw.choice(pictures), "prompt": _instruction(answer), "check": True}
         for name, answer in key.checks.items()

@@ -49,7 +49,7 @@ def gather(folders: Sequence[Path], most: int | None = None, seed: int = 0) -> M
     notes = {
         "left out, as not every run finished them": unfinished,
         "left out, as the picture cannot be read": broken,
-        f"differ between the runs in size or content: shown as in {first}": differ,
+        f"differ between the runs in size or content: shown as in {printable(first)}": differ,
     }
     return Material(
         {labels[folder]: folder for folder in folders},
@@ -65,18 +65,20 @@ def _finished(folder: Path) -> dict[str, Record]:
         raise UserError(
             f"{printable(folder)}: no results folder; give one that a run has written, such as outputs/NAME"
         )
-    return {str(record["image_id"]): record for record in read_results(folder) if succeeded(record)}
+    return {printable(record["image_id"]): record for record in read_results(folder) if succeeded(record)}
 
 
 def _labels(known: dict[Path, dict[str, Record]]) -> dict[Path, str]:
     """What the analysis calls each run: its method, or its folder's name or path where several would be called so."""
-    methods = {folder: {str(r.get("method") or "") for r in records.values()} for folder, records in known.items()}
+    methods = {
+        folder: {printable(r.get("method") or "") for r in records.values()} for folder, records in known.items()
+    }
     ways = (
         {folder: next(iter(names)) if len(names) == 1 else "" for folder, names in methods.items()},
-        {folder: folder.resolve().name for folder in known},
+        {folder: printable(folder.resolve().name) for folder in known},
     )
     good = (way for way in ways if all(way.values()) and len(set(way.values())) == len(way))
-    return next(good, {folder: str(folder) for folder in known})
+    return next(good, {folder: printable(folder) for folder in known})
 
 
 # --- pictures -----------------------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -73,8 +74,12 @@ def choose(words: Sequence[str], points: int = 5) -> tuple[Question, ...]:
 def _from_file(file: Path, points: int) -> list[Question]:
     try:
         rows = yaml.safe_load(read_text(file))
-        return [Question(**({"points": points} | row)) for row in rows]
+        return [_question({"points": points} | row) for row in rows]
     except (yaml.YAMLError, TypeError) as error:
         raise UserError(f"{printable(file)}: not a list of questions; each has key, ask, low, high, points") from error
     except UserError as error:
         raise error if str(file) in str(error) else UserError(f"{printable(file)}: {error}") from error
+
+
+def _question(row: dict[str, Any]) -> Question:
+    return Question(**{name: printable(value) if isinstance(value, str) else value for name, value in row.items()})

@@ -12,6 +12,7 @@ from ph2p.evaluation.formatting import NOTHING, visible
 from ph2p.evaluation.metrics import METRICS
 from ph2p.study.agreement import Estimate
 from ph2p.study.analyse import Analysis
+from ph2p.study.comparison import Pair
 
 
 @dataclass(frozen=True)
@@ -49,8 +50,8 @@ def _agreement(analysis: Analysis) -> Part:
         for level, found in levels.items()
     ]
     about = (
-        "Krippendorff’s alpha with a 95 % bootstrap interval over pictures: 1 is perfect agreement, 0 what chance gives. "  # noqa: RUF001
-        "Prompts: those that two or more have rated."
+        "Krippendorff’s alpha with a 95 % bootstrap interval over pictures: 1 is perfect agreement, 0 what "  # noqa: RUF001
+        "chance gives. Prompts: those that two or more have rated."
     )
     return Part("Agreement", ["question", "level", "alpha", "prompts"], rows, about)
 
@@ -67,17 +68,7 @@ def _means(analysis: Analysis) -> Part:
 
 
 def _pairs(analysis: Analysis) -> Part:
-    rows = [
-        [
-            p.question,
-            f"{p.one} − {p.other}",
-            interval(p.difference, "+.2f"),
-            str(p.difference.count),
-            _p(p.p),
-            _p(p.p_holm),
-        ]  # noqa: RUF001
-        for p in analysis.pairs
-    ]
+    rows = [[p.question, f"{p.one} minus {p.other}", interval(p.difference, "+.2f"), *_test(p)] for p in analysis.pairs]
     about = "Wilcoxon signed-rank tests over pictures, two-sided; Holm’s correction is over all of this table’s tests."  # noqa: RUF001
     return Part("Paired", ["question", "difference", "mean", "pictures", "p", "p (Holm)"], rows, about)
 
@@ -105,6 +96,10 @@ def interval(estimate: Estimate, form: str = ".2f") -> str:
     if math.isnan(estimate.value):
         return NOTHING
     return f"{estimate.value:{form}} [{estimate.low:{form}}, {estimate.high:{form}}]"
+
+
+def _test(pair: Pair) -> list[str]:
+    return [str(pair.difference.count), _p(pair.p), _p(pair.p_holm)]
 
 
 def _p(value: float) -> str:

@@ -1,0 +1,214 @@
+"""The page of a study in a real browser, from a file; it skips where no Chromium is installed."""
+
+import json
+import os
+import re
+import shutil
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+from studies import results
+
+from ph2p.study.build import Plan, build_study
+from ph2p.study.key import key_file, read_key
+from ph2p.study.questions import choose
+from ph2p.study.ratings import read_raters
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+FLAGS = [
+    *("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"),
+    *("--disable-component-update", "--disable-sync"),
+]
+HOSTILE = """</script><script>window.hacked = 1</script><img src=x onerror="window.hacked = 1"> 'q' & {{ 7 * 7 }}"""
+LONG = "supercalifragilistic" * 12
+WIDE, NARROW = {"width": 1280, "height": 860}, {"width": 360, "height": 700}
+
+if not CHROMIUM and not os.environ.get("PH2P_REQUIRE_CHROMIUM"):
+    pytest.skip("no Chromium is installed", allow_module_level=True)
+sync_api = pytest.importorskip("playwright.sync_api")
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with sync_api.sync_playwright() as playwright:
+        opened = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        yield opened
+        opened.close()
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory) -> Path:
+    """A study of two runs on four pictures, with texts that would break a careless page."""
+    place = tmp_path_factory.mktemp("study")
+    first = {"a": HOSTILE, "b": "a red square", "c": LONG, "d": ""}
+    second = {image: f"another try at {image}" for image in first}
+    runs = [results(place / "one", "ph2p", first), results(place / "two", "pez", second)]
+    return build_study(runs, place / "study.html", Plan(choose([]), checks=2)).page
+
+
+class Visit:
+    """A rater's browser: the page opened from its file, and all that went wrong or out."""
+
+    def __init__(self, context, page: Path) -> None:
+        self.errors, self.requests = [], []
+        self.tab = context.new_page()
+        self.tab.on("pageerror", lambda error: self.errors.append(str(error)))
+        self.tab.on("console", lambda said: self.errors.append(said.text) if said.type == "error" else None)
+        self.tab.on("request", lambda request: self.requests.append(request.url))
+        self.tab.goto(page.as_uri())
+
+    def begin(self, name: str) -> None:
+        self.tab.fill("#rater", name)
+        self.tab.keyboard.press("Enter")
+
+    def prompt(self) -> str:
+        return self.tab.inner_text("#prompt")
+
+    def picture(self) -> str:
+        return self.tab.get_attribute("#picture", "src")
+
+    def press(self, *keys: str) -> None:
+        for key in keys:
+            self.tab.keyboard.press(key)
+
+    def asked(self) -> str:
+        """The answer that an attention check asks for, or else 3."""
+        found = re.search(r"please choose (\d) for", self.prompt())
+        return found[1] if found else "3"
+
+    def save(self, kind: str, folder: Path) -> Path:
+        with self.tab.expect_download() as download:
+            self.tab.click(f"[data-save={kind}]:visible")
+        file = folder / download.value.suggested_filename
+        download.value.save_as(file)
+        return file
+
+    def fits(self) -> bool:
+        return self.tab.evaluate("document.documentElement.scrollWidth <= document.documentElement.clientWidth")
+
+
+@pytest.fixture
+def visit(browser, page):
+    """Open the page as a new person, on a screen of some kind."""
+    contexts = []
+
+    def opened(size=WIDE, scheme="light") -> Visit:
+        contexts.append(browser.new_context(viewport=size, color_scheme=scheme, accept_downloads=True))
+        return Visit(contexts[-1], page)
+
+    yield opened
+    for context in contexts:
+        context.close()
+
+
+def test_a_study_is_rated_by_keyboard_kept_and_saved(visit, page, tmp_path):
+    key, rater = read_key(key_file(page)), visit()
+    rater.begin("=1+1")
+    assert rater.tab.is_visible("#start") and "Please give a name" in rater.tab.inner_text("#rater-wrong")
+    rater.begin("Zoë K.")
+    assert rater.tab.inner_text("#where") == "Prompt 1 of 10"
+    seen, pictures = [], []
+    for place in range(10):
+        seen.append(rater.prompt())
+        pictures.append(rater.picture())
+        if place == 0:
+            rater.press("Enter")
+            assert "answer each question" in rater.tab.inner_text("#wrong")
+            rater.press("9")  # no such answer
+        if place == 4:  # stop, and go on another time
+            rater.tab.reload()
+            rater.press("Enter")
+            assert rater.tab.inner_text("#where") == "Prompt 5 of 10" and rater.prompt() == seen[4]
+        if place == 6:  # look back, and change an answer
+            rater.press("Backspace")
+            assert rater.prompt() == seen[5] and rater.tab.is_checked("input[name=usefulness]:checked")
+            rater.press("Enter")
+        rater.press(*(3 * rater.asked()), "Enter")
+    assert rater.tab.is_visible("#done")
+    prompts, checks = ([text for text in seen if ("but a check" in text) is kind] for kind in (False, True))
+    assert sorted(prompts) == sorted(item.prompt or "(no words)" for item in key.items.values())
+    assert len(checks) == 2 and len(set(checks)) == 2
+    shown = [picture for prompt, picture in zip(seen, pictures, strict=True) if prompt in prompts]
+    assert all(one != other for one, other in pairwise(shown))
+
+    csv, found = rater.save("csv", tmp_path), rater.save("json", tmp_path)
+    assert csv.name == f"ratings-{key.study}-Zoë-K-.csv"
+    assert csv.read_bytes().startswith(b"study,rater,item,question,rating\r\n")
+    (read,) = read_raters([csv, found], key)
+    assert (read.name, read.rated, read.asked, read.wrong, read.out) == ("Zoë K.", 8, 2, 0, "")
+    assert set(read.answers.values()) == {3} and len(read.answers) == 24
+    assert json.loads(found.read_text())["study"] == key.study
+    assert rater.errors == [] and all(url.startswith(("file:", "data:", "blob:")) for url in rater.requests)
+    assert rater.tab.evaluate("window.hacked") is None
+
+
+def test_the_order_is_a_raters_own(visit):
+    def order(name: str) -> list[str]:
+        rater = visit()
+        rater.begin(name)
+        seen = []
+        for _ in range(10):
+            seen.append(rater.prompt())
+            rater.press("1", "1", "1", "Enter")
+        return seen
+
+    anna = order("anna")
+    assert order("anna") == anna != order("ben")
+
+
+def test_several_people_share_a_browser(visit, page, tmp_path):
+    rater = visit()
+    rater.begin("anna")
+    rater.tab.click("input[name=relevance][value='4']")  # by mouse
+    rater.tab.reload()
+    rater.begin("ben")
+    assert rater.tab.query_selector("input:checked") is None
+    rater.tab.reload()
+    rater.begin("anna")
+    assert rater.tab.is_checked("input[name=relevance][value='4']")
+    (read,) = read_raters([rater.save("csv", tmp_path)], read_key(key_file(page)))
+    assert list(read.answers.values()) in ([4], [])  # nothing, where it was an attention check
+
+
+def test_what_the_browser_kept_is_not_trusted(visit, page):
+    study, rater = read_key(key_file(page)).study, visit()
+    for kept in ("{", "[1]", "null", '{"x": {"relevance": 3}}', '"text"'):
+        rater.tab.evaluate("([name, text]) => localStorage.setItem(name, text)", [f"study/{study}/anna", kept])
+        rater.tab.reload()
+        rater.begin("anna")
+        assert rater.tab.inner_text("#where") == "Prompt 1 of 10"
+    assert rater.errors == []
+
+
+def test_a_browser_that_keeps_nothing_says_so(visit):
+    rater = visit()
+    rater.tab.add_init_script("Object.defineProperty(window, 'localStorage', { get() { throw new Error('no') } })")
+    rater.tab.reload()
+    rater.begin("anna")
+    assert "does not keep" in rater.tab.inner_text("#not-kept") and rater.tab.is_visible("#trial")
+    assert rater.errors == []
+
+
+@pytest.mark.parametrize("size", [WIDE, NARROW], ids=["wide", "narrow"])
+def test_it_fits_every_screen_light_and_dark(visit, size):
+    """No sideways scrolling with the longest word; colours follow the system. Pictures go to $PH2P_SCREENSHOTS."""
+    colours = []
+    for scheme in ("light", "dark"):
+        rater = visit(size, scheme)
+        shots = os.environ.get("PH2P_SCREENSHOTS")
+        if shots:
+            rater.tab.screenshot(path=f"{shots}/start-{size['width']}-{scheme}.png", full_page=True)
+        assert rater.fits()
+        rater.begin("anna")
+        for place in range(10):
+            assert rater.fits(), rater.prompt()
+            if shots and place in (0, 1):
+                rater.press("2")
+                rater.tab.screenshot(path=f"{shots}/trial-{place}-{size['width']}-{scheme}.png", full_page=True)
+            rater.press("2", "2", "2", "Enter")
+        if shots:
+            rater.tab.screenshot(path=f"{shots}/done-{size['width']}-{scheme}.png", full_page=True)
+        colours.append(rater.tab.evaluate("getComputedStyle(document.body).backgroundColor"))
+        assert rater.tab.is_visible("#done") and rater.fits()
+    assert colours == ["rgb(245, 245, 242)", "rgb(18, 19, 23)"]
