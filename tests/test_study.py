@@ -1,5 +1,6 @@
 """A blind study: what its page may not say, and what is found from simulated raters whose agreement is known."""
 
+import base64
 import csv
 import importlib.util
 import io
@@ -20,7 +21,7 @@ from ph2p.errors import UserError
 from ph2p.study.agreement import agreement, alpha
 from ph2p.study.analyse import analyse_study, write_analysis
 from ph2p.study.build import Plan, build_study
-from ph2p.study.comparison import holm, pairs_of, spearman, wilcoxon
+from ph2p.study.comparison import holm, mean_ratings, pairs_of, spearman, wilcoxon
 from ph2p.study.key import key_file, read_key
 from ph2p.study.questions import QUESTIONS, choose
 from ph2p.study.ratings import read_raters
@@ -77,6 +78,8 @@ def test_the_page_is_blind(tmp_path):
         assert not re.search(rf"(?<![a-z]){word}(?![a-z])", text, re.I), word
     for word in ("moon", "by-", "secret", str(tmp_path), "loss", "clip_sim"):
         assert word not in text
+    (address,) = data_of(page)["pictures"].values()
+    assert b"pez" not in base64.b64decode(address.partition(",")[2])
     key = key_of(page)
     assert set(key.runs) == set(METHODS) and len(key.items) == 5
     shown = {row["id"]: row["prompt"] for row in data_of(page)["items"] if not row.get("check")}
@@ -135,6 +138,17 @@ def test_only_what_all_runs_finished_is_rated_and_equal_prompts_once(tmp_path):
     (item,) = key.items.values()
     assert item.prompt == "same" and {label: row["loss"] for label, row in item.runs.items()} == {"ph2p": 1, "pez": 5}
     assert any("2 left out" in note for note in built.notes) and any("1 left out" in note for note in built.notes)
+
+
+def test_an_equal_prompt_counts_for_each_run_that_found_it(tmp_path):
+    runs = [results(tmp_path / m, m, {"1": "same", "2": f"by {m}"}) for m in ("pez", "sgd")]
+    key = key_of(build_study(runs, tmp_path / "s.html", Plan(choose(["relevance"]))).page)
+    assert len(key.items) == 3
+    file = save(
+        tmp_path / "r.csv", key, "r", answers(key, lambda image, run, _: 5 if image == "1" or run == "pez" else 1)
+    )
+    table = mean_ratings(read_raters([file], key), key, "relevance")
+    assert table[[list(key.pictures.values()).index(image) for image in "12"]].tolist() == [[5, 5], [5, 1]]
 
 
 def test_runs_of_one_method_are_called_by_their_folders(tmp_path):
@@ -430,6 +444,14 @@ def test_a_wrong_json_file_is_one_line(page, tmp_path, capsys, text):
     assert "not the key of a study" in fails(["analyse", file, file], capsys)
 
 
+def test_a_torn_key_is_one_line(page, tmp_path, capsys):
+    content = json.loads(key_file(page).read_text())
+    content["runs"].pop("pez")
+    file = tmp_path / "torn.key.json"
+    file.write_text(json.dumps(content))
+    assert "torn.key.json: a part of this key is missing" in fails(["analyse", file, "r.csv"], capsys)
+
+
 def test_raters_that_cannot_be_used_are_one_line(page, tmp_path, capsys):
     key, given = key_of(page), answers(key_of(page), lambda *_: 3)
     other = {name: {"relevance": 2} for name in list(key.items)[:1]}
@@ -456,7 +478,7 @@ def test_tables_from_a_spreadsheet_are_read(page, tmp_path):
     rows = list(csv.reader(io.StringIO(whole.read_text())))
     changed = [rows[0]] + [[*row[:-1], f"{row[-1]}.0"] for row in rows[1:]]
     excel = tmp_path / "excel.csv"
-    excel.write_text("\n".join(";".join(row) for row in changed), encoding="utf-16")
+    excel.write_text("\n".join(";".join(f'"{cell}"' for cell in row) for row in changed), encoding="utf-16")
     assert read_raters([whole], key) == read_raters([excel], key)
 
 

@@ -57,10 +57,15 @@ def agreement(counts: Mapping[str, Counts], level: Level, seed: int = 0) -> Esti
     draw = np.random.default_rng(seed)
     picks = draw.integers(len(blocks), size=(RESAMPLES, len(blocks)))
     found = np.array([alpha(np.concatenate([blocks[k] for k in pick]), level) for pick in picks])
+    rated = sum(int((block.sum(1) > 1).sum()) for block in blocks)
+    return Estimate(value, *middle(found), rated)
+
+
+def middle(found: NDArray[np.float64]) -> tuple[float, float]:
+    """The bounds of the middle 95 % of the resamples whose value is defined."""
     known = found[~np.isnan(found)]
     low, high = np.percentile(known, [2.5, 97.5]) if len(known) else (np.nan, np.nan)
-    rated = sum(int((block.sum(1) > 1).sum()) for block in blocks)
-    return Estimate(value, float(low), float(high), rated)
+    return float(low), float(high)
 
 
 def alpha(counts: Counts, level: Level) -> float:

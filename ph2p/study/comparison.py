@@ -10,7 +10,7 @@ from scipy import stats
 
 from ph2p.evaluation.intervals import confidence_interval
 from ph2p.evaluation.metrics import TABLE
-from ph2p.study.agreement import RESAMPLES, UNKNOWN, Estimate
+from ph2p.study.agreement import RESAMPLES, UNKNOWN, Estimate, middle
 from ph2p.study.key import Key
 from ph2p.study.ratings import Rater
 
@@ -115,8 +115,7 @@ def spearman(ratings: Table, values: Table, seed: int = 0) -> Estimate:
         return UNKNOWN
     picks = np.random.default_rng(seed).integers(len(ratings), size=(RESAMPLES, len(ratings)))
     found = np.array([_rho(ratings[pick], values[pick])[0] for pick in picks])
-    low, high = np.percentile(found[~np.isnan(found)], [2.5, 97.5])
-    return Estimate(value, float(low), float(high), count)
+    return Estimate(value, *middle(found), count)
 
 
 def _rho(ratings: Table, values: Table) -> tuple[float, int]:

@@ -61,8 +61,9 @@ def read_key(file: Path) -> Key:
         )
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError, UserError) as error:
         raise UserError(f"{printable(file)}: not the key of a study; give what `ph2p study build` wrote") from error
-    if not (key.items and key.questions and key.runs):
-        raise UserError(f"{printable(file)}: the key of an empty study; build it anew")
+    whole = all(item.picture in key.pictures and set(item.runs) <= set(key.runs) for item in key.items.values())
+    if not (whole and key.items and key.questions):
+        raise UserError(f"{printable(file)}: a part of this key is missing; build the study anew")
     return key
 
 

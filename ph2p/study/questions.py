@@ -82,4 +82,5 @@ def _from_file(file: Path, points: int) -> list[Question]:
 
 
 def _question(row: dict[str, Any]) -> Question:
-    return Question(**{name: printable(value) if isinstance(value, str) else value for name, value in row.items()})
+    texts: dict[str, Any] = {name: printable(value) for name, value in row.items() if isinstance(value, str)}
+    return Question(**(row | texts))

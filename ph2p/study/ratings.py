@@ -130,13 +130,12 @@ def _from_json(file: Path, text: str) -> Iterator[Rating]:
 def _from_csv(file: Path, text: str) -> Iterator[Rating]:
     """The lines of a table; one that a spreadsheet saved may have semicolons or tabs."""
     first = text.partition("\n")[0]
-    delimiter = max(",;\t", key=first.count)
     try:
-        rows: list[Mapping[str | None, str | None]] = list(csv.DictReader(io.StringIO(text), delimiter=delimiter))
+        table = csv.DictReader(io.StringIO(text), delimiter=max(",;\t", key=first.count))
+        rows: list[Mapping[str, str | None]] = list(table)
     except csv.Error as error:
         raise UserError(f"{printable(file)}: not a table as the page saves it ({error})") from error
-    columns = [name.strip() for name in first.split(delimiter)]
-    if lacking := [name for name in HEADER if name not in columns]:
+    if lacking := [name for name in HEADER if name not in (table.fieldnames or ())]:
         raise UserError(f"{printable(file)}: has no column {', '.join(lacking)}; its first line is {','.join(HEADER)}")
     for row in rows:
         study, rater, item, question, rating = (row.get(name) or "" for name in HEADER)

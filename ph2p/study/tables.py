@@ -1,10 +1,12 @@
 """The analysis of a study as tables, for the terminal and as Markdown."""
 
 import math
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
+from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
@@ -131,22 +133,30 @@ class Shown:
             for row in part.rows:
                 table.add_row(*map(text, row))
             yield table
+            yield Padding(text(part.about), (0, 0, 1, 0))
 
 
 def markdown(analysis: Analysis) -> str:
     """The tables as a Markdown file."""
     lines = [f"# Study {analysis.key.study}", ""]
     for part in parts_of(analysis):
-        lines += [f"## {part.title}", "", _row(part.header), _row(["---"] * len(part.header))]
+        lines += [
+            f"## {part.title}",
+            "",
+            _row([_escaped(name) for name in part.header]),
+            _row(["---"] * len(part.header)),
+        ]
         lines += [_row([_escaped(cell) for cell in row]) for row in part.rows]
         lines += ["", part.about, ""]
     return "\n".join(lines)
 
 
 def _row(cells: list[str]) -> str:
-    return f"| {' | '.join(cells)} |"
+    return f"| {' | '.join(map(_escaped, cells))} |"
 
 
 def _escaped(text: str) -> str:
-    """Text that Markdown shows as it is."""
+    """Text that Markdown shows as it is; an interval is left alone."""
+    if re.fullmatch(r"[-+.,\d \[\]]*", text):
+        return text
     return "".join(f"\\{c}" if c in "\\`*_{}[]<>#|!&~$" else c for c in visible(text))
