@@ -7,13 +7,14 @@ import io
 import json
 import re
 from functools import cache
-from itertools import permutations
+from itertools import permutations, product
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
+from scipy.stats import rankdata
 from studies import answers, results, save
 
 from ph2p import cli
@@ -265,6 +266,15 @@ def test_paired_tests_know_a_difference_from_none():
     assert better.p_holm < 1e-6 and better.p_holm == pytest.approx(3 * better.p)
     assert wilcoxon(table[:, 1] - table[:, 2]) > 0.3
     assert wilcoxon(np.zeros(9)) == 1 and np.isnan(wilcoxon(np.full(9, np.nan)))
+
+
+def test_zeros_have_their_ranks_in_wilcoxons_test():
+    """By all ways to give the values a sign, each as likely as any other where neither run is better."""
+    values = np.array([0, 0, 0.25, -0.25, 0.5, 0.75, 1, 1, 2])
+    signed = rankdata(abs(values)) * (values != 0)
+    sums = [float(np.dot(signs, signed[2:])) for signs in product([-1, 1], repeat=7)]
+    p = np.mean(np.abs(sums) >= abs(np.dot(np.sign(values), signed)) - 1e-9)
+    assert wilcoxon(values) == pytest.approx(p)
 
 
 def test_correlation_follows_ranks_and_passes_over_what_is_not_known():

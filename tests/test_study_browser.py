@@ -146,42 +146,65 @@ def test_a_study_is_rated_by_keyboard_kept_and_saved(visit, page, tmp_path):
     assert rater.tab.evaluate("window.hacked") is None
 
 
-def test_the_order_is_a_raters_own(visit):
-    def order(name: str) -> list[str]:
-        rater = visit()
-        rater.begin(name)
+def test_every_rater_has_an_order_that_spreads_pictures_and_checks(visit):
+    rater, orders = visit(), []
+    for name in ("anna", "ben", "cem", "dora", "eve", "finn", "anna"):
         seen = []
+        rater.begin(name)
         for _ in range(10):
-            seen.append(rater.prompt())
+            seen.append((rater.picture(), rater.prompt()))
             rater.press("1", "1", "1", "Enter")
-        return seen
+        if len(orders) == 5:
+            rater.tab.evaluate("localStorage.clear()")
+        rater.tab.reload()
+        orders.append(seen)
+    assert orders[0] == orders[-1] and len({str(order) for order in orders}) == 6
+    for order in orders:
+        pictures = [picture for picture, prompt in order if "but a check" not in prompt]
+        assert all(one != other for one, other in pairwise(pictures)) and len(set(pictures[:4])) == 4
+        first, second = (place for place, (_, prompt) in enumerate(order) if "but a check" in prompt)
+        assert 1 <= first <= 4 < second + 1 <= 8
 
-    anna = order("anna")
-    assert order("anna") == anna != order("ben")
 
-
-def test_several_people_share_a_browser(visit, page, tmp_path):
+def test_several_people_and_studies_share_a_browser(visit, page, tmp_path):
+    run = results(tmp_path / "run", "ph2p", {"a": "one", "b": "two"})
+    other = build_study([run], tmp_path / "other.html", Plan(choose([]))).page
     rater = visit()
-    rater.begin("anna")
+
+    def come(name: str, to: Path = page) -> str | None:
+        """What stands chosen for relevance."""
+        rater.tab.goto(to.as_uri())
+        rater.begin(name)
+        chosen = rater.tab.query_selector("input[name=relevance]:checked")
+        return chosen.get_attribute("value") if chosen else None
+
+    assert come("anna") is None
     rater.tab.click("input[name=relevance][value='4']")  # by mouse
-    rater.tab.reload()
-    rater.begin("ben")
-    assert rater.tab.query_selector("input:checked") is None
-    rater.tab.reload()
-    rater.begin("anna")
-    assert rater.tab.is_checked("input[name=relevance][value='4']")
-    (read,) = read_raters([rater.save("csv", tmp_path)], read_key(key_file(page)))
-    assert list(read.answers.values()) in ([4], [])  # nothing, where it was an attention check
+    assert come("ben") is None and come("anna", other) is None
+    rater.tab.click("input[name=relevance][value='2']")
+    assert come("anna") == "4" and come("anna", other) == "2"
+    come("anna")
+    rows = rater.save("csv", tmp_path).read_text().splitlines()
+    assert len(rows) == 2 and rows[1].endswith(",relevance,4")
 
 
-def test_what_the_browser_kept_is_not_trusted(visit, page):
-    study, rater = read_key(key_file(page)).study, visit()
-    for kept in ("{", "[1]", "null", '{"x": {"relevance": 3}}', '"text"'):
-        rater.tab.evaluate("([name, text]) => localStorage.setItem(name, text)", [f"study/{study}/anna", kept])
+def test_what_the_browser_kept_is_not_trusted(visit, page, tmp_path):
+    key, rater = read_key(key_file(page)), visit()
+    item = next(iter(key.items))
+    wrong = {"x": {"relevance": 3}, item: {"relevance": 6, "readability": "3", "beauty": 3}}
+    for kept in ("{", "[1]", "null", '"text"', json.dumps(wrong)):
+        rater.tab.evaluate("([name, text]) => localStorage.setItem(name, text)", [f"study/{key.study}/anna", kept])
         rater.tab.reload()
         rater.begin("anna")
         assert rater.tab.inner_text("#where") == "Prompt 1 of 10"
-    assert rater.errors == []
+    rater.press(*"333")
+    rows = rater.save("csv", tmp_path).read_text().splitlines()
+    assert len(rows) == 4 and rater.errors == []
+    rater.tab.click("#next")
+    for _ in range(9):
+        rater.press(*"333", "Enter")
+    saved = json.loads(rater.save("json", tmp_path).read_text())["ratings"]
+    assert set(saved) == {*key.items, *key.checks} and set(saved[item]) == {"readability", "relevance", "usefulness"}
 
 
 def test_a_browser_that_keeps_nothing_says_so(visit):

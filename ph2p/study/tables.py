@@ -140,14 +140,8 @@ def markdown(analysis: Analysis) -> str:
     """The tables as a Markdown file."""
     lines = [f"# Study {analysis.key.study}", ""]
     for part in parts_of(analysis):
-        lines += [
-            f"## {part.title}",
-            "",
-            _row([_escaped(name) for name in part.header]),
-            _row(["---"] * len(part.header)),
-        ]
-        lines += [_row([_escaped(cell) for cell in row]) for row in part.rows]
-        lines += ["", part.about, ""]
+        lines += [f"## {part.title}", "", _row(part.header), f"|{' --- |' * len(part.header)}"]
+        lines += [*map(_row, part.rows), "", part.about, ""]
     return "\n".join(lines)
 
 
