@@ -50,6 +50,20 @@ def page(tmp_path_factory) -> Path:
     return build_study(runs, place / "study.html", Plan(choose([]), checks=2)).page
 
 
+RATE_ALL = """() => {
+  const press = (key, at) => at.dispatchEvent(new KeyboardEvent("keydown", { key, bubbles: true }));
+  const [trial, picture, prompt] = ["trial", "picture", "prompt"].map((id) => document.getElementById(id));
+  const seen = [];
+  while (!trial.hidden && seen.length < 50) {
+    const wide = document.documentElement.scrollWidth - document.documentElement.clientWidth;
+    seen.push([picture.src, prompt.innerText, wide <= 0]);
+    for (let k = 0; k < 3; k++) press("1", document.activeElement);
+    press("Enter", document.body);
+  }
+  return seen;
+}"""
+
+
 class Visit:
     """A rater's browser: the page opened from its file, and all that went wrong or out."""
 
@@ -79,6 +93,10 @@ class Visit:
         """The answer that an attention check asks for, or else 3."""
         found = re.search(r"please choose (\d) for", self.prompt())
         return found[1] if found else "3"
+
+    def rate_all(self) -> list[tuple[str, str, bool]]:
+        """Rate everything with 1, in one go; the picture and the prompt of each, and whether it fits the screen."""
+        return [tuple(row) for row in self.tab.evaluate(RATE_ALL)]
 
     def save(self, kind: str, folder: Path) -> Path:
         with self.tab.expect_download() as download:
@@ -149,11 +167,9 @@ def test_a_study_is_rated_by_keyboard_kept_and_saved(visit, page, tmp_path):
 def test_every_rater_has_an_order_that_spreads_pictures_and_checks(visit):
     rater, orders = visit(), []
     for name in ("anna", "ben", "cem", "dora", "eve", "finn", "anna"):
-        seen = []
         rater.begin(name)
-        for _ in range(10):
-            seen.append((rater.picture(), rater.prompt()))
-            rater.press("1", "1", "1", "Enter")
+        seen = [row[:2] for row in rater.rate_all()]
+        assert len(seen) == 10
         if len(orders) == 5:
             rater.tab.evaluate("localStorage.clear()")
         rater.tab.reload()
@@ -200,9 +216,7 @@ def test_what_the_browser_kept_is_not_trusted(visit, page, tmp_path):
     rater.press(*"333")
     rows = rater.save("csv", tmp_path).read_text().splitlines()
     assert len(rows) == 4 and rater.errors == []
-    rater.tab.click("#next")
-    for _ in range(9):
-        rater.press(*"333", "Enter")
+    rater.rate_all()
     saved = json.loads(rater.save("json", tmp_path).read_text())["ratings"]
     assert set(saved) == {*key.items, *key.checks} and set(saved[item]) == {"readability", "relevance", "usefulness"}
 
@@ -227,12 +241,11 @@ def test_it_fits_every_screen_light_and_dark(visit, size):
             rater.tab.screenshot(path=f"{shots}/start-{size['width']}-{scheme}.png", full_page=True)
         assert rater.fits()
         rater.begin("anna")
-        for place in range(10):
-            assert rater.fits(), rater.prompt()
-            if shots and place in (0, 1):
-                rater.press("2")
-                rater.tab.screenshot(path=f"{shots}/trial-{place}-{size['width']}-{scheme}.png", full_page=True)
-            rater.press("2", "2", "2", "Enter")
+        if shots:
+            rater.press("2")
+            rater.tab.screenshot(path=f"{shots}/trial-{size['width']}-{scheme}.png", full_page=True)
+        seen = rater.rate_all()
+        assert len(seen) == 10 and all(fits for *_, fits in seen)
         if shots:
             rater.tab.screenshot(path=f"{shots}/done-{size['width']}-{scheme}.png", full_page=True)
         colours.append(rater.tab.evaluate("getComputedStyle(document.body).backgroundColor"))
