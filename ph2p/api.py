@@ -1,6 +1,7 @@
 """Prompt inversion from Python."""
 
 import logging
+import re
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -15,17 +16,20 @@ from torch import Tensor
 from ph2p.config.compose import load_config
 from ph2p.config.keywords import as_overrides
 from ph2p.config.schema import Config
+from ph2p.config.words import Word
 from ph2p.data import Target, TargetError
 from ph2p.data.images import complaint, convert, read_image
 from ph2p.errors import UserError
 from ph2p.evaluation.result import InversionResult
-from ph2p.files import printable
+from ph2p.evaluation.score import TextScore, score_texts
+from ph2p.files import expand, printable
 from ph2p.inversion.session import Session
 from ph2p.inverter import Inverter
 from ph2p.run import build
 
 ImageLike = str | Path | Image.Image | np.ndarray | Tensor
 Result = InversionResult | TargetError
+WITHOUT_EFFECT = ("data", "name", "output", "logger", "resume", "ckpt_path", "shard")  # keys of a command's run
 TAKES = "give a path, a Pillow image, an array (H, W, 3) or a tensor (3, H, W), or a list of them"
 
 
@@ -67,9 +71,7 @@ def invert(
     some: list[ImageLike] = [images] if single else list(images)  # type: ignore[list-item, arg-type]
     for picture in some:
         _check(picture, single)
-    if inverter and (overrides or options):
-        given = [*overrides, *options]
-        raise UserError(f"{given[0]}: an inverter keeps the keys that it was loaded with; give them to load_inverter")
+    _check_keys(inverter, overrides, options)
     if not some:
         return []
     with _quiet():
@@ -80,6 +82,33 @@ def invert(
     if isinstance(found[0], TargetError):
         raise found[0]
     return found[0]
+
+
+def score(
+    image: ImageLike,
+    texts: str | Sequence[str],
+    overrides: Sequence[str] = (),
+    *,
+    inverter: Inverter | None = None,
+    **options: Any,
+) -> list[TextScore]:
+    """What texts are worth for a picture, typed by hand or found: `score("star.png", ["a red star", "a star"])`.
+
+    Model and measurement are set as in `invert`. Raises UserError for a wrong key, no text or a thing that is no
+    picture, and TargetError for a picture that cannot be read.
+    """
+    texts = [texts] if isinstance(texts, str) else list(texts)
+    if not texts:
+        raise UserError("texts: give at least one")
+    _check(image, single=True)
+    _check_keys(inverter, overrides, options)
+    with _quiet():
+        inverter = inverter or load_inverter(overrides, **options)
+        target = _target(image, 0, inverter)
+        if isinstance(target, TargetError):
+            raise target
+        how, seed = inverter.cfg.evaluation, inverter.cfg.seed
+        return score_texts(inverter.generator, inverter.scorer, target, texts, how, seed)
 
 
 def load_inverter(overrides: Sequence[str] | Config = (), **options: Any) -> Inverter:
@@ -98,6 +127,9 @@ def load_inverter(overrides: Sequence[str] | Config = (), **options: Any) -> Inv
             raise UserError(f"{words[0]}: give it to load_config, which has made the configuration")
         cfg = overrides
     else:
+        for word in map(Word.of, overrides):
+            if word.key != "data.fit" and word.key.partition(".")[0] in WITHOUT_EFFECT:
+                raise UserError(f"{word}: has no effect here: pictures are given to invert, and nothing is written")
         cfg = load_config([*overrides, *words])
     devices = cfg.trainer.get("devices", 1)
     if (len(devices) if isinstance(devices, list) else int(devices)) != 1 or cfg.trainer.get("num_nodes", 1) != 1:
@@ -132,22 +164,29 @@ def _invert(pictures: Sequence[ImageLike], inverter: Inverter, progress: bool) -
             bar.advance(task, len(batch))
 
 
+def _check_keys(inverter: Inverter | None, overrides: Sequence[str], options: dict[str, Any]) -> None:
+    """Refuse keys that would have no effect."""
+    if inverter and (overrides or options):
+        given = [*overrides, *options]
+        raise UserError(f"{given[0]}: an inverter keeps the keys that it was loaded with; give them to load_inverter")
+
+
 def _check(picture: object, single: bool) -> None:
     """Refuse, before anything is loaded, what is no picture."""
-    if isinstance(picture, str) and "://" in picture:
-        raise UserError(f"{picture}: is not read from the net; download it and give the file")
+    if isinstance(picture, str) and re.match(r"[A-Za-z][A-Za-z0-9+.-]+:(//|.*;base64,)", picture):
+        raise UserError(f"{printable(picture[:60])}: is an address, and nothing is downloaded; give a file")
     if isinstance(picture, bytes | bytearray):
         raise UserError("bytes are no picture; open them first: Image.open(io.BytesIO(content))")
     if not isinstance(picture, ImageLike):
         raise UserError(f"{type(picture).__name__}: no picture; {TAKES}")
     if isinstance(picture, str | Path):
-        place = Path(picture).expanduser()
-        if place.is_dir():
+        place = expand(picture)
+        if not str(picture).strip() or place.is_dir():
             raise UserError(
-                f"{picture}: is a folder; give its files, or use the command: ph2p data=folder data.path=..."
+                f"{printable(picture)}: is a folder; give its files, or use the command: ph2p data=folder data.path=..."
             )
         if single and not place.exists():
-            raise TargetError(f"{picture}: does not exist: check the path")
+            raise TargetError(f"{printable(picture)}: does not exist: check the path")
 
 
 def _target(picture: ImageLike, number: int, inverter: Inverter) -> Target | TargetError:
@@ -155,9 +194,9 @@ def _target(picture: ImageLike, number: int, inverter: Inverter) -> Target | Tar
     size, fit, name = inverter.generator.image_size, inverter.cfg.data.get("fit", "crop"), f"image-{number}"
     try:
         if isinstance(picture, str | Path):
-            place = Path(picture).expanduser()
+            place = expand(picture)
             read = read_image(place, printable(picture), size, fit)
-            return Target(place.name, str(picture), read.image, notes=read.notes)
+            return Target(printable(place.name), printable(picture), read.image, notes=read.notes)
         read = convert(picture if isinstance(picture, Image.Image) else as_pillow(picture), size, fit)
         return Target(name, "memory", read.image, notes=read.notes)
     except TargetError as error:

@@ -5,11 +5,12 @@ import os
 import signal
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from ph2p.errors import UserError
-from ph2p.run.stopping import listen
+from ph2p.run.stopping import listen, requested
 
 if TYPE_CHECKING:
     from ph2p.config.schema import Config
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 OTHERS = """\
 ph2p report DIR...   the page and table of results folders anew; --repaint, --remeasure: their renderings, their values
 ph2p study ...       a blind rating page of several results folders, and the analysis of what raters send back
+ph2p score IMAGE TEXT...   what texts are worth for a picture, such as a found prompt and a sentence of your own
 ph2p doctor [keys]   versions, devices, whether model and scorer are there, what the missing extras would bring
 ph2p [keys]          inverts images, as python train.py does:
 """
@@ -25,7 +27,17 @@ ph2p [keys]          inverts images, as python train.py does:
 def entry() -> NoReturn:
     """The installed command."""
     listen()  # before the slow imports: a signal to stop that comes first would kill
-    sys.exit(main(sys.argv[1:]))
+    leave(main(sys.argv[1:]))
+
+
+def leave(code: int) -> NoReturn:
+    """End the process; at once where it was told to stop, for clearing away what libraries hold takes seconds."""
+    if requested():
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(AttributeError, OSError, ValueError):  # closed, or nobody is listening
+                stream.flush()
+        os._exit(code)
+    sys.exit(code)
 
 
 def main(argv: list[str]) -> int:
@@ -36,7 +48,8 @@ def main(argv: list[str]) -> int:
     try:
         command, words = (argv[0], argv[1:]) if argv[:1] and argv[0] in COMMANDS else ("", argv)
         code = COMMANDS[command](words)
-        sys.stdout.flush()
+        if sys.stdout:  # it may be closed
+            sys.stdout.flush()
         return code
     except BrokenPipeError:  # the reader has gone, as in `--help | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains again at its end
@@ -211,6 +224,23 @@ def _analyse_study(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _score(argv: list[str]) -> int:
+    """`ph2p score IMAGE TEXT...`: any text's loss for a picture."""
+    parser = _Parser("ph2p score", description="Measure what texts are worth for a picture, on the same draws.")
+    parser.add_argument("image", metavar="IMAGE")
+    parser.add_argument("texts", nargs="+", metavar="TEXT", help='such as "a red square on a blue background"')
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="as for a run")
+    arguments = parser.parse_args(argv)
+    from ph2p.api import score
+    from ph2p.evaluation.score import as_lines
+    from ph2p.run.screen import Screen
+
+    screen = Screen()
+    for line in as_lines(score(arguments.image, arguments.texts, arguments.set)):
+        screen.say(line)
+    return 0
+
+
 def _doctor(argv: list[str]) -> int:
     """`ph2p doctor [key=value ...]`: whether everything is there."""
     parser = _Parser("ph2p doctor", description="Look whether everything is there that a run with these keys needs.")
@@ -224,5 +254,6 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "": _invert,
     "report": _report,
     "study": _study,
+    "score": _score,
     "doctor": _doctor,
 }

@@ -33,7 +33,8 @@ QUICK = [
 ]
 SMALL = [
     *(*QUICK, "method.budget=130", "method.judge_draws=1", "method.optimizer.max_eval=4"),
-    *("method.search.draws=1", "method.search.share=0.4", "method.search.swaps=6"),
+    *("method.search.draws=1", "method.search.share=0.5", "method.search.race=[[7,1]]", "method.search.max_length=4"),
+    *("method.search.starts=4",),
 ]
 
 
@@ -63,20 +64,6 @@ class Wrapped:
 
     def __call__(self, targets: Any, session: Any) -> Any:
         return self.call(self.inverter, targets, session)
-
-
-class Watched:
-    """A session that also calls `watch` at each report: an epoch, a round of the search, a stage."""
-
-    def __init__(self, session: Any, watch: Callable[[], None]) -> None:
-        self.session, self.watch = session, watch
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.session, name)
-
-    def report(self, stage: str, done: int, total: int) -> None:
-        self.session.report(stage, done, total)
-        self.watch()
 
 
 def plainly(inverter: Any, targets: Any, session: Any) -> Any:

@@ -26,7 +26,7 @@ from ph2p.config.settings import as_yaml, difference, read_settings, settings
 from ph2p.config.sweep import jobs
 from ph2p.data import Targets
 from ph2p.errors import UserError
-from ph2p.run.build import load_inverter
+from ph2p.run.engine import run
 from ph2p.run.logs import RunLog, make_loggers
 from ph2p.world.coco import write_coco
 
@@ -37,7 +37,7 @@ def options(group: str) -> list[str]:
 
 def test_every_group_is_looked_into():
     groups = {path.name for path in config_dir().iterdir() if path.is_dir()}
-    assert groups == {"data", "generator", "method", "scorer", "trainer", "logger", "debug"}
+    assert groups == {"data", "generator", "method", "scorer", "trainer", "logger", "debug", "experiment"}
     assert "ph2p_plus" in options("method") and "embedded" in options("generator")
 
 
@@ -255,7 +255,12 @@ WRONG = [  # the command line's words, and what the line must name
     ("method=pez method.smoothing=1", "method.smoothing=1.0"),
     ("method.smoothing=-1", "method.smoothing=-1.0: give 0, or a number above it"),
     ("method.search.share=1.5", "method.search.share=1.5"),
-    ("method.search.swaps=0", "method.search.swaps=0"),
+    ("method.search.starts=0", "method.search.starts=0"),
+    ("method.search.race=[[0,1]]", "method.search.race=[[0, 1]]: give [[candidates, draws], ...]"),
+    ("method.search.race=[[9,1],[3]]", "method.search.race=[[9, 1], [3]]: give"),
+    ("method.search.draws=5", "method.search.draws=5: give at most 4, the last stage's"),
+    ("method.search.min_length=30", "method.search.min_length=30: give at most 20"),
+    ("method.word_price=1", "method.word_price=1.0: give a number in [0, 1)"),
     ("batch_size=0", "batch_size=0"),
     ("batch_size=null", "batch_size=null: give a whole number"),
     ("data.batch_size=2", "data.batch_size=2: give batch_size=2"),
@@ -306,6 +311,8 @@ WRONG = [  # the command line's words, and what the line must name
     ("+trainer.enable_progress_bar=true", "trainer.enable_progress_bar"),
     ("trainer.precision=7", "trainer.precision=7"),
     ("trainer.precision=16-mixed", "trainer.precision=16-mixed"),
+    ("generator.lora_scale=0.5", "generator.lora_scale=0.5: there is no generator.lora"),
+    ("generator.lora_revision=v1", "generator.lora_revision=v1: there is no generator.lora"),
     ("trainer.num_nodes=0", "trainer.num_nodes=0"),
     ("+trainer.strategy=ddp", "trainer.strategy"),
     ("shard=3/3", "shard=3/3"),
@@ -363,9 +370,9 @@ CONSTRUCTORS = [  # what only the thing that is built from it can refuse
 
 
 @pytest.mark.parametrize(("words", "key"), CONSTRUCTORS, ids=[words for words, _ in CONSTRUCTORS])
-def test_what_cannot_be_built_gives_one_line_before_a_model_is_loaded(words, key):
+def test_what_cannot_be_built_gives_one_line_before_a_model_is_loaded(words, key, tmp_path):
     with pytest.raises(UserError) as caught:
-        load_inverter(load_config([*words.split(), "generator.path=nowhere"]))
+        run(load_config([*words.split(), f"output={tmp_path}"]), load=lambda cfg: pytest.fail("loads a model"))
     message = str(caught.value)
     assert message.startswith(key) and "\n" not in message and len(message) < 400, message
 
@@ -440,12 +447,14 @@ def test_the_help_says_what_every_key_means():
         keys = help_text(words).partition("Keys")[2].splitlines()[2:]
         silent = [line for line in keys if " # " not in line and "_target_" not in line]
         assert not [
-            line for line in silent if not re.match(r"    (  )?(group|save_dir|project|name|offline|lr):", line)
+            line
+            for line in silent
+            if not re.match(r"    (  )?(group|save_dir|project|name|offline|lr):|        \w+: \d+$", line)
         ]
         assert len(keys) > 60
     text = help_text(["seed=3"])
     assert re.search(r"^  seed: 3 +# of all draws", text, re.MULTILINE)
-    assert re.search(r"^      share: 0\.5 +# of the budget", text, re.MULTILINE)
+    assert re.search(r"^      share: 0\.7 +# of the budget", text, re.MULTILINE)
     assert all(field.name in text for part in (Config, MethodConfig) for field in fields(part))
 
 
@@ -459,10 +468,12 @@ def spent(method: MethodConfig) -> int:
     total = 2 * evaluations * method.draws * method.restarts
     total += method.judge_draws * method.restarts * (1 + bought.epochs * len(method.projection_scales))
     if search:
-        total += search.draws * (choice.shortlist + search.starts)
-        total += bought.rounds * search.starts * search.draws * (1 + 1 + search.swaps)
+        total += sum(draws * (1 + min(most, search.starts)) for most, draws in search.race)  # the starts, and no words
+        first = search.race[0][0]
+        race = sum(draws * min(most, first) for most, draws in search.race)
+        total += bought.rounds * (2 * search.draws + race)
     renderings = 2 * choice.finalists * choice.steps if choice.rule == "renderings" else 0
-    return total + choice.shortlist * choice.draws + renderings
+    return total + (choice.shortlist + (method.word_price > 0)) * choice.draws + renderings
 
 
 def drawn_methods(option: str) -> Iterator[MethodConfig]:
@@ -471,7 +482,7 @@ def drawn_methods(option: str) -> Iterator[MethodConfig]:
     ranges = {"budget": (500, 9000), "draws": (1, 9), "steps": (1, 4), "restarts": (1, 4)}
     ranges |= {"judge_draws": (1, 9)} if method.judge_draws else {}
     chosen = {"shortlist": (1, 20), "draws": (1, 20), "finalists": (1, 5)}
-    searched = {"starts": (1, 4), "swaps": (1, 50), "draws": (1, 16)}
+    searched = {"starts": (1, 20), "draws": (1, 4)}
 
     def drawn(some: dict[str, tuple[int, int]]) -> dict[str, int]:
         return {key: int(random.integers(low, high)) for key, (low, high) in some.items()}

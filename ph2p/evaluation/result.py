@@ -32,11 +32,15 @@ class InversionResult:
     seconds: float  # the image's part of its batch's time
     peak_memory: int  # MiB, the most that the process has taken so far, on a GPU or else of main memory
     measured_with: dict[str, Any] = field(default_factory=dict)  # draws, timesteps, renderings, steps, scorer, ...
+    microbatch: dict[str, int] = field(default_factory=dict)  # what bounded the rows at once; empty: nothing
     content: str = ""  # hash of the picture as the model saw it
     caption: str | None = None  # a true caption, which names everything there is to see
     words: tuple[frozenset[str], ...] = ()  # a set of accepted synonyms for each true attribute
     loss_caption: float | None = None
     clip_similarity_caption: float | None = None  # as `clip_similarity`, of the caption's renderings
+    clip_text: float | None = None  # CLIP features of target and prompt, in [-1, 1]
+    diversity: float | None = None  # 1 - mean CLIP similarity of two of the renderings; None of one alone
+    regret_curve: list[tuple[int, float]] = field(default_factory=list)  # (samples, regret so far), if it was followed
     references: list[str] = field(default_factory=list)  # what people wrote about the picture
     loss_reference: float | None = None  # the lowest of the references' losses
     reference_similarity: float | None = None  # CLIP text features, prompt and nearest reference, in [-1, 1]
