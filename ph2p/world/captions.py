@@ -2,7 +2,8 @@
 
 import numpy as np
 
-from ph2p.world.scenes import COLOUR_WORDS, FILLS, PLACES, RELATIONS, SHAPES, SIZES, Scene, Thing
+from ph2p.world.scenes import COLOUR_WORDS, FILLS, PLACES, RELATIONS, SHAPES, SIZES, Pictured, Scene, Thing
+from ph2p.world.sprites import THINGS
 
 MEDIA = ("picture", "image", "drawing", "painting", "sketch", "illustration", "photo", "rendering")
 GROUNDS = ("background", "backdrop")
@@ -10,18 +11,23 @@ GROUNDS = ("background", "backdrop")
 
 def canonical_caption(scene: Scene) -> str:
     """Name every attribute in one fixed order: `a large striped red square at the top on a blue background`."""
-    nouns = [f"{_article(t.size)} {t.size} {t.fill} {t.colour} {t.shape}" for t in scene.things]
+    nouns = [" ".join([_article(t.size), *(words[0] for words in attributes(t))]) for t in scene.things]
     where = f"at the {scene.place}" if scene.place else f"{_relation_phrase(scene.relation)} {nouns[1]}"
     return f"{nouns[0]} {where} on {_article(scene.background)} {scene.background} background"
 
 
 def attribute_words(scene: Scene) -> tuple[frozenset[str], ...]:
     """List the ground truth: for every attribute of the scene the set of words that name it."""
-    groups = [
-        words for t in scene.things for words in (SIZES[t.size], FILLS[t.fill], COLOUR_WORDS[t.colour], SHAPES[t.shape])
-    ]
+    groups = [words for t in scene.things for words in attributes(t)]
     where = PLACES[scene.place] if scene.place else tuple(r.split()[0] for r in RELATIONS[scene.relation])
     return tuple(frozenset(g) for g in [*groups, where, COLOUR_WORDS[scene.background]])
+
+
+def attributes(thing: Thing | Pictured) -> list[tuple[str, ...]]:
+    """The words for each attribute of an object, canonical ones first; the last attribute is its noun."""
+    if isinstance(thing, Pictured):
+        return [SIZES[thing.size], THINGS[thing.noun]]
+    return [SIZES[thing.size], FILLS[thing.fill], COLOUR_WORDS[thing.colour], SHAPES[thing.shape]]
 
 
 def random_caption(scene: Scene, rng: np.random.Generator, keep: float = 0.75) -> str:
@@ -54,9 +60,9 @@ def _sentence(scene: Scene, rng: np.random.Generator, keep: float) -> str:
 def _statement(scene: Scene, rng: np.random.Generator, keep: float) -> str:
     """Speak in clauses: `the square is red and striped, it is large, the backdrop is blue`."""
     first = scene.things[0]
-    shape = _pick(rng, SHAPES[first.shape])
-    adjectives = _adjectives(first, rng, keep) or [_pick(rng, COLOUR_WORDS[first.colour])]
-    text = f"the {shape} is {' and '.join(adjectives)}"
+    *others, nouns = attributes(first)
+    adjectives = _adjectives(first, rng, keep) or [_pick(rng, others[-1])]
+    text = f"the {_pick(rng, nouns)} is {' and '.join(adjectives)}"
     if scene.relation:
         other = _with_article(_noun_phrase(scene.things[1], rng, keep), rng)
         text += f", it is {_relation_phrase(_pick(rng, RELATIONS[scene.relation]))} {other}"
@@ -75,7 +81,7 @@ def _tags(scene: Scene, rng: np.random.Generator, keep: float) -> str:
         tags.append(f"{nouns[0]} {_pick(rng, RELATIONS[scene.relation])} {nouns[1]}")
     else:
         thing = scene.things[0]
-        words = [*_adjectives(thing, rng, keep), _pick(rng, SHAPES[thing.shape])]
+        words = [*_adjectives(thing, rng, keep), _pick(rng, attributes(thing)[-1])]
         loose = rng.random() < 0.5  # half of the lists tear the object's words apart
         tags += words if loose else [" ".join(words)]
         tags += [_pick(rng, PLACES[scene.place])] if rng.random() < keep else []
@@ -84,13 +90,12 @@ def _tags(scene: Scene, rng: np.random.Generator, keep: float) -> str:
     return str(rng.choice([", ", " "])).join(tags[i] for i in rng.permutation(len(tags)))
 
 
-def _noun_phrase(thing: Thing, rng: np.random.Generator, keep: float) -> str:
-    return " ".join([*_adjectives(thing, rng, keep), _pick(rng, SHAPES[thing.shape])])
+def _noun_phrase(thing: Thing | Pictured, rng: np.random.Generator, keep: float) -> str:
+    return " ".join([*_adjectives(thing, rng, keep), _pick(rng, attributes(thing)[-1])])
 
 
-def _adjectives(thing: Thing, rng: np.random.Generator, keep: float) -> list[str]:
-    groups = (SIZES[thing.size], FILLS[thing.fill], COLOUR_WORDS[thing.colour])
-    words = [_pick(rng, group) for group in groups if rng.random() < keep]
+def _adjectives(thing: Thing | Pictured, rng: np.random.Generator, keep: float) -> list[str]:
+    words = [_pick(rng, group) for group in attributes(thing)[:-1] if rng.random() < keep]
     if rng.random() < 0.3:
         words = [words[i] for i in rng.permutation(len(words))]
     return words

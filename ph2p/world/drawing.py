@@ -5,7 +5,8 @@ import math
 import numpy as np
 from PIL import Image, ImageChops, ImageDraw, ImageFilter
 
-from ph2p.world.scenes import Scene, Thing
+from ph2p.world.scenes import Pictured, Scene, Thing
+from ph2p.world.sprites import sprite
 
 SUPERSAMPLING = 3
 
@@ -15,14 +16,37 @@ def render(scene: Scene, size: int = 64) -> np.ndarray:
     canvas = size * SUPERSAMPLING
     picture = Image.new("RGB", (canvas, canvas), scene.ground)
     for thing in scene.things:
-        picture.paste(_texture(thing, canvas), mask=_thing_mask(thing, canvas))
+        if isinstance(thing, Pictured):
+            image, corner = _sprite(thing, canvas)
+            picture.paste(image, corner, mask=image)
+        else:
+            picture.paste(_texture(thing, canvas), mask=_thing_mask(thing, canvas))
     return np.asarray(picture.resize((size, size), Image.Resampling.BOX))
 
 
-def object_mask(thing: Thing, size: int = 64) -> np.ndarray:
+def object_mask(thing: Thing | Pictured, size: int = 64) -> np.ndarray:
     """Say which pixels the object covers: (size, size) float in [0, 1]."""
-    mask = _thing_mask(thing, size * SUPERSAMPLING).resize((size, size), Image.Resampling.BOX)
-    return np.asarray(mask, dtype=np.float32) / 255
+    canvas = size * SUPERSAMPLING
+    if isinstance(thing, Pictured):
+        image, corner = _sprite(thing, canvas)
+        mask = Image.new("L", (canvas, canvas), 0)
+        mask.paste(image.getchannel("A"), corner)
+    else:
+        mask = _thing_mask(thing, canvas)
+    return np.asarray(mask.resize((size, size), Image.Resampling.BOX), dtype=np.float32) / 255
+
+
+def _sprite(thing: Pictured, canvas: int) -> tuple[Image.Image, tuple[int, int]]:
+    """The thing as it stands on the canvas: RGBA, and its left upper corner. Before it is turned it is two radii wide."""
+    image = sprite(thing.style, thing.noun).convert("RGBa")  # premultiplied: what is transparent lends no colour
+    if thing.mirrored:
+        image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    scale = 2 * thing.radius * canvas / 64 / image.width
+    image = image.rotate(thing.angle, Image.Resampling.BICUBIC, expand=True)
+    side = max(1, round(image.width * scale))
+    image = image.resize((side, side), Image.Resampling.BICUBIC).convert("RGBA")
+    x, y = (round(c * canvas / 64 - side / 2) for c in thing.centre)
+    return image, (x, y)
 
 
 def _thing_mask(thing: Thing, canvas: int) -> Image.Image:
