@@ -49,7 +49,9 @@ def _image(number: int, name: str, size: int) -> dict[str, str | int]:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m ph2p.world.coco", description="Write a small COCO of drawn scenes.")
+    parser = argparse.ArgumentParser(
+        prog="python -m ph2p.world.coco", description="Write a small COCO of drawn scenes."
+    )
     parser.add_argument("--root", type=Path, required=True, help="folder to write, as data.root of data=coco")
     parser.add_argument("--count", type=int, default=20, help="number of images")
     parser.add_argument("--split", choices=("val2017", "train2017"), default="val2017")

@@ -37,7 +37,7 @@ def object_mask(thing: Thing | Pictured, size: int = 64) -> np.ndarray:
 
 
 def _sprite(thing: Pictured, canvas: int) -> tuple[Image.Image, tuple[int, int]]:
-    """The thing as it stands on the canvas: RGBA, and its left upper corner. Before it is turned it is two radii wide."""
+    """The thing as it stands on the canvas: RGBA, two radii wide before it is turned, and its left upper corner."""
     image = sprite(thing.style, thing.noun).convert("RGBa")  # premultiplied: what is transparent lends no colour
     if thing.mirrored:
         image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)

@@ -6,6 +6,8 @@ in a hand that training never sees.
 """
 
 import functools
+from collections.abc import Collection
+from dataclasses import replace
 
 import numpy as np
 
@@ -37,7 +39,7 @@ _NUMBERS = {noun: number for number, noun in enumerate(NOUNS)}
 
 
 def held_out(noun: str, background: str) -> bool:
-    """Say whether this noun never stands on this background in training: 65 of the 1,560 pairs, in each row of a noun at most one."""
+    """Say whether this noun never stands on this background in training: 65 of the 1,560 pairs."""
     return (_NUMBERS[noun] + 5 * list(COLOURS).index(background)) % 24 == 3
 
 
@@ -54,8 +56,8 @@ def scene(split: str, index: int, seed: int = 0, objects: int | None = None) -> 
     """
     rng = np.random.default_rng([SPLITS[split], seed, index, 2])
     number = int(objects or (2 if rng.random() < PAIR_RATE else 1))
-    place = str(rng.choice(list(PLACES))) if number == 1 else None
-    relation = str(rng.choice(list(RELATIONS))) if number == 2 else None
+    place = _pick(rng, PLACES) if number == 1 else None
+    relation = _pick(rng, RELATIONS) if number == 2 else None
     centres = [CENTRES[place]] if place else RELATED_CENTRES[relation]
     while True:
         nouns = _nouns(rng, number)
@@ -65,31 +67,45 @@ def scene(split: str, index: int, seed: int = 0, objects: int | None = None) -> 
             grounds = [c for c in grounds if not any(held_out(noun, c) for noun in nouns)]
             grounds *= not (number == 2 and held_out_pair(*nouns))
         if grounds:
-            background = str(rng.choice(grounds))
+            background = _pick(rng, grounds)
             return Scene(things, background, jitter(rng, COLOURS[background]), place, relation)
 
 
 def _nouns(rng: np.random.Generator, number: int) -> list[str]:
     while True:
-        kinds = [PLAIN if rng.random() < SHAPE_RATE else tuple(THINGS) for _ in range(number)]
-        nouns = [str(rng.choice(kind)) for kind in kinds]
+        kinds = [PLAIN if rng.random() < SHAPE_RATE else THINGS for _ in range(number)]
+        nouns = [_pick(rng, kind) for kind in kinds]
         if len(set(nouns)) == number:
             return nouns
 
 
-def _object(rng: np.random.Generator, split: str, noun: str, number: int, centre: tuple[float, float]) -> Thing | Pictured:
-    size = str(rng.choice(list(SIZES) if number == 1 else ["small", "medium"]))
+def _object(
+    rng: np.random.Generator, split: str, noun: str, number: int, centre: tuple[float, float]
+) -> Thing | Pictured:
+    size = _pick(rng, SIZES if number == 1 else ("small", "medium"))
     radius = RADII[size] * rng.uniform(0.96, 1.04)
     at = tuple(float(np.clip(c + rng.uniform(-1, 1), radius + 1, 63 - radius)) for c in centre)
     if noun in SHAPES:
-        colour = str(rng.choice(list(COLOURS)))
-        return Thing(noun, colour, size, str(rng.choice(list(FILLS))), at, radius, jitter(rng, COLOURS[colour]))
-    style = str(rng.choice(STYLES)) if split == "train" else HELD_OUT_STYLE
+        colour = _pick(rng, COLOURS)
+        return Thing(noun, colour, size, _pick(rng, FILLS), at, radius, jitter(rng, COLOURS[colour]))
+    style = _pick(rng, STYLES) if split == "train" else HELD_OUT_STYLE
     return Pictured(noun, style, size, at, radius, float(rng.uniform(-TURN, TURN)), bool(rng.random() < 0.5))
 
 
+def alike(thing: Thing | Pictured) -> list[str]:
+    """The nouns that could stand in the place of an object's: all things or all shapes, its own among them."""
+    return list(SHAPES if isinstance(thing, Thing) else THINGS)
+
+
+def renamed(thing: Thing | Pictured, noun: str, rng: np.random.Generator) -> Thing | Pictured:
+    """The same object with another noun of its kind: a shape in any fill, a thing in any hand of training."""
+    if isinstance(thing, Thing):
+        return replace(thing, shape=noun, fill=_pick(rng, FILLS))
+    return replace(thing, noun=noun, style=_pick(rng, STYLES))
+
+
 def visible(thing: Thing | Pictured, background: str) -> bool:
-    """Say whether the object stands out from a background: a shape of another colour, a thing of mostly other colours."""
+    """Say whether the object stands out: a shape of another colour than the background, a thing mostly of others."""
     if isinstance(thing, Thing):
         return thing.colour != background
     return _contrast(thing.style, thing.noun)[background] > 0.6
@@ -101,3 +117,7 @@ def _contrast(style: str, noun: str) -> dict[str, float]:
     pixels = np.asarray(sprite(style, noun)).astype(int).reshape(-1, 4)
     seen = pixels[pixels[:, 3] > 127, :3]  # (P, 3)
     return {name: float((np.abs(seen - np.array(rgb)).max(1) > 40).mean()) for name, rgb in COLOURS.items()}
+
+
+def _pick(rng: np.random.Generator, names: Collection[str]) -> str:
+    return list(names)[int(rng.integers(len(names)))]

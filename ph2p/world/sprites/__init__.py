@@ -14,7 +14,7 @@ COLUMNS = 12  # sprites in a row of an atlas
 
 
 def table() -> list[dict[str, str]]:
-    """Read `nouns.csv`: for every thing its noun, synonyms, and the names of its icon in the training hands and fxemoji."""
+    """Read `nouns.csv`: for every thing its noun, its synonyms, its icon in the training hands and in fxemoji."""
     with (HERE / "nouns.csv").open(encoding="utf-8", newline="") as file:
         return list(csv.DictReader(file))
 
