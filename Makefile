@@ -1,17 +1,12 @@
 # `make` alone lists the targets. The environment in .venv is made by the first target that needs it.
 #   make demo PYTHON=python3.12       another Python for a new environment
-#   make demo ARGS=data.batch_size=2  further keys for train.py or benchmarks/compare.py
+#   make demo ARGS=batch_size=2       further keys for ph2p or benchmarks/compare.py
 #   make test ARGS="-m 'not slow'"    further arguments for pytest
 
 PYTHON ?= python3
 ARGS ?=
 VENV := .venv
 BIN := $(VENV)/bin
-
-# Threads that wait for work sleep instead of spinning, so that they do not take cores from those that work.
-export OMP_WAIT_POLICY := passive
-# On many virtual machines the page faults of large allocations cost half of the time; huge pages cure it.
-export GLIBC_TUNABLES := glibc.malloc.hugetlb=1
 
 .DEFAULT_GOAL := help
 .PHONY: help venv demo test compare lint format clean
@@ -31,7 +26,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt tests/vocabularies.txt
 	@touch $@
 
 demo: venv ## Invert the example images on the CPU; the last line names the page to open
-	$(BIN)/python train.py $(ARGS)
+	$(BIN)/ph2p $(ARGS)
 
 # Two workers of one thread each: most of the time goes into processes that start, and into small models.
 test: lint ## Check the code and run all tests
@@ -40,15 +35,17 @@ test: lint ## Check the code and run all tests
 compare: venv ## Compare the methods at equal cost, in one table
 	$(BIN)/python benchmarks/compare.py $(ARGS)
 
-lint: venv ## Check style, format and types
+lint: venv ## Check style, format, types, which room imports from which, and sizes
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python .ci/house.py
 
 format: venv ## Put the code into the project's format
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
 clean: ## Remove the environment, caches and build products; outputs/ stays
-	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -8,100 +8,120 @@ process. A scene's figure is its mean over the seeds; the intervals resample sce
 """
 
 import argparse
-import json
 import sys
-from collections.abc import Callable, Iterator
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
 from ph2p.config.compose import config_dir, load_config
-from ph2p.data import WorldTargets
+from ph2p.data import TargetError, WorldTargets
 from ph2p.errors import UserError
-from ph2p.evaluation.metrics import confidence_interval
-from ph2p.evaluation.result import Inversion, as_record
+from ph2p.evaluation.formatting import NOTHING, Show, signed
+from ph2p.evaluation.intervals import confidence_interval
+from ph2p.evaluation.metrics import Metric, regret, shown_in
+from ph2p.evaluation.result import InversionResult, as_record
+from ph2p.files import as_json
+from ph2p.inversion.session import Session
 from ph2p.run.build import load_inverter
 
-COLUMNS = {
-    "regret": ("median regret", np.median),
-    "word_recall": ("words found", np.mean),
-    "clip_ratio": ("CLIP, share of caption's", np.mean),
-    "samples": ("samples", np.mean),
-    "seconds": ("seconds", np.mean),
-}
+Values = NDArray[np.float64]
+COLUMNS = shown_in("benchmark")
 
 
-def invert_all(args: argparse.Namespace) -> Iterator[Inversion]:
-    """Yield the results of every method and seed on the same scenes; the model is loaded once."""
-    inverter = load_inverter(load_config(args.overrides))
-    size = inverter.generator.image_size
-    targets = WorldTargets(args.count, args.scene_seed, args.objects, size, args.split)
-    loaded = [targets.load(index) for index in range(len(targets))]
-    for method in args.methods:
-        for seed in args.seeds:
-            options = [f"method={method}", f"seed={seed}", f"evaluation.renders={args.renders}", *args.overrides]
-            budget = [f"method.budget={args.budget}"] if args.budget else []
-            if method == "random" and args.budget:  # as many prompts as the budget pays for, all of them scored
-                choice = load_config(["method=random"]).method.selection
-                number = (args.budget - 2 * choice.finalists * choice.steps) // choice.draws
-                budget += [f"method.restarts={number}", f"method.selection.shortlist={number}"]
-            bound = replace(inverter, cfg=load_config(options + budget))
-            for start in range(0, len(loaded), args.batch_size):
-                batch = loaded[start : start + args.batch_size]
-                yield from bound(batch, lambda share, what, m=method, s=seed, n=start: _progress(m, s, n, share, what))
+@dataclass(frozen=True)
+class Runner:
+    """Inverts the same scenes with every method and seed; the model is loaded once."""
+
+    args: argparse.Namespace
+
+    def __iter__(self) -> Iterator[InversionResult]:
+        args = self.args
+        inverter = load_inverter(load_config(args.overrides))
+        size = inverter.generator.image_size
+        targets = WorldTargets(
+            count=args.count, seed=args.scene_seed, objects=args.objects, image_size=size, split=args.split
+        )
+        scenes = [targets.load(index) for index in range(len(targets))]
+        for method in args.methods:
+            for seed in args.seeds:
+                bound = replace(inverter, cfg=load_config(self.words(method, seed)))
+                for start in range(0, len(scenes), args.batch_size):
+                    batch = scenes[start : start + args.batch_size]
+                    for result in bound(batch, Progress(f"{method:>14}  seed {seed}  scenes from {start}")):
+                        if isinstance(result, TargetError):
+                            raise result
+                        yield result
+
+    def words(self, method: str, seed: int) -> list[str]:
+        """The command line's words for one method and seed at the common budget."""
+        args = self.args
+        words = [f"method={method}", f"seed={seed}", f"evaluation.renders={args.renders}", *args.overrides]
+        if not args.budget:
+            return words
+        words.append(f"method.budget={args.budget}")
+        if method == "random":  # as many prompts as the budget pays for, all of them scored
+            choice = load_config(["method=random"]).method.selection
+            number = (args.budget - 2 * choice.finalists * choice.steps) // choice.draws
+            words += [f"method.restarts={number}", f"method.selection.shortlist={number}"]
+        return words
 
 
-def _progress(method: str, seed: int, first: int, share: float, what: str) -> None:
-    print(
-        f"\r{method:>14}  seed {seed}  scenes from {first}: {what} {share:4.0%}   ", end="", file=sys.stderr, flush=True
-    )
+class Progress(Session):
+    """Says on one line how far a batch is."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__()
+        self.what = what
+
+    def report(self, stage: str, done: int, total: int) -> None:
+        print(f"\r{self.what}: {stage} {done}/{total}   ", end="", file=sys.stderr, flush=True)
 
 
-def by_scene(results: list[Inversion]) -> dict[str, np.ndarray]:
-    """Average each scene's figures over its seeds: {figure: (scenes,)}."""
+def by_scene(results: Sequence[InversionResult]) -> dict[str, Values]:
+    """Average each scene's metrics over its seeds: {metric's key: (scenes,)}, nan where one is not known."""
     scenes = sorted({r.image_id for r in results})
-    figures = [
-        {
-            "regret": r.regret,
-            "word_recall": r.word_recall,
-            "clip_ratio": r.clip_similarity / r.clip_similarity_caption,
-            "samples": r.forward_samples + r.backward_samples,
-            "seconds": r.seconds,
-        }
-        for r in results
-    ]
-    owner = [r.image_id for r in results]
-    return {
-        name: np.array([np.mean([f[name] for f, o in zip(figures, owner, strict=True) if o == s]) for s in scenes])
-        for name in COLUMNS
-    }
+    values: dict[str, Values] = {}
+    for metric in COLUMNS:
+        known = [(r.image_id, value) for r in results if (value := r.metrics[metric.key]) is not None]
+        rows = [[value for image_id, value in known if image_id == scene] for scene in scenes]
+        values[metric.key] = np.array([np.mean(row) if row else np.nan for row in rows], dtype=np.float64)
+    return values
 
 
-def show(results: list[Inversion], title: str, reference: str) -> None:
+def statistic(metric: Metric) -> Callable[[Values], float]:
+    """How a metric's values of several scenes become one."""
+    return np.nanmedian if metric.over == "median" else np.nanmean
+
+
+def show(results: Sequence[InversionResult], title: str, reference: str) -> None:
     """Print the table; the last column is the mean, over scenes, of a method's regret minus the reference's."""
     methods = {r.method: by_scene([s for s in results if s.method == r.method]) for r in results}
-    heads = [title for title, _ in COLUMNS.values()] + ([f"regret above {reference}"] if reference in methods else [])
+    heads = [f"{metric.over} {metric.name}" if metric.over == "median" else metric.name for metric in COLUMNS]
+    heads += [f"regret above {reference}"] if reference in methods else []
     table = Table("method", *heads, title=title)
-    for method, figures in methods.items():
-        cells = [
-            f"{statistic(figures[name]):.0f}" if name == "samples" else _interval(figures[name], statistic)
-            for name, (_, statistic) in COLUMNS.items()
-        ]
-        if reference in methods:
-            cells.append("" if method == reference else _interval(figures["regret"] - methods[reference]["regret"]))
+    for method, values in methods.items():
+        cells = [_interval(values[metric.key], statistic(metric), metric.show) for metric in COLUMNS]
+        if reference in methods and method != reference:
+            cells.append(_interval(values["regret"] - methods[reference]["regret"], np.nanmean, signed))
         table.add_row(method, *cells)
-    Console(width=150).print(table)
-    soft = [(r.loss_soft - r.loss_caption) / (r.loss_empty - r.loss_caption) for r in results if r.loss_soft]
+    Console(width=170).print(table)
+    losses = [(r.loss_soft, r.loss_caption, r.loss_empty) for r in results]
+    soft = [regret(loss, caption, empty) for loss, caption, empty in losses if loss is not None and caption is not None]
     if soft:
         print(f"soft: median regret of its continuous prompts (the bound) {np.median(soft):.2f}")
 
 
-def _interval(values: np.ndarray, statistic: Callable = np.mean) -> str:
-    low, high = confidence_interval(values, statistic)
-    return f"{statistic(values):.2f} [{low:.2f}, {high:.2f}]"
+def _interval(values: Values, middle: Callable[[Values], float], write: Show) -> str:
+    known = values[np.isfinite(values)]
+    if not len(known):
+        return NOTHING
+    low, high = confidence_interval(known, middle)
+    return f"{write(float(middle(known)))} [{write(low)}, {write(high)}]"
 
 
 def parse() -> argparse.Namespace:
@@ -125,11 +145,11 @@ def parse() -> argparse.Namespace:
 def main() -> None:
     args = parse()
     args.output.parent.mkdir(parents=True, exist_ok=True)
-    results = []
-    with args.output.open("w") as file:
-        for result in invert_all(args):
+    results: list[InversionResult] = []
+    with args.output.open("w", encoding="utf-8") as file:
+        for result in Runner(args):
             results.append(result)
-            file.write(json.dumps(as_record(result)) + "\n")
+            file.write(as_json(as_record(result)).decode() + "\n")
             file.flush()
     print(file=sys.stderr)
     budget = f"{args.budget} denoiser samples an image" if args.budget else "each method's own budget"

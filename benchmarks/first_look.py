@@ -1,4 +1,4 @@
-"""Draw the README's picture from a results folder: targets, found prompts, and what the model paints from them.
+"""Draw the README's picture from a results folder: targets, found prompts, and their renderings.
 
 python benchmarks/first_look.py outputs/demo docs/first-look.png
 """
@@ -9,15 +9,15 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
-from ph2p.report.records import read_results
+from ph2p.report.records import read_results, succeeded
 
 SIDE, GAP, TEXT = 128, 12, 300  # pixels: a picture, the space between things, the prompt's column
 
 
 def draw(folder: Path) -> Image.Image:
-    records = [record for record in read_results(folder) if record["status"] == "ok"]
-    samples = max(len(record["files"]["samples"]) for record in records)
-    width = GAP + (SIDE + GAP) * (1 + samples) + TEXT + GAP
+    records = [record for record in read_results(folder) if succeeded(record)]
+    renderings = max(len(record["files"]["renderings"]) for record in records)
+    width = GAP + (SIDE + GAP) * (1 + renderings) + TEXT + GAP
     sheet = Image.new("RGB", (width, GAP + len(records) * (SIDE + GAP)), "white")
     pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(size=17)
     for row, record in enumerate(records):
@@ -25,7 +25,7 @@ def draw(folder: Path) -> Image.Image:
         sheet.paste(_picture(folder / record["files"]["target"]), (GAP, top))
         text = "\n".join(textwrap.wrap(record["prompt"], 32))
         pen.multiline_text((2 * GAP + SIDE, top + SIDE // 2), text, "black", font, anchor="lm")
-        for k, name in enumerate(record["files"]["samples"]):
+        for k, name in enumerate(record["files"]["renderings"]):
             sheet.paste(_picture(folder / name), (2 * GAP + SIDE + TEXT + k * (SIDE + GAP), top))
     return sheet
 

@@ -9,6 +9,7 @@ import time
 
 from ph2p.config.compose import load_config
 from ph2p.data import WorldTargets
+from ph2p.evaluation.result import InversionResult
 from ph2p.run.build import load_inverter
 
 
@@ -19,10 +20,10 @@ def main() -> None:
     parser.add_argument("--method", default="ph2p")
     args = parser.parse_args()
     inverter = load_inverter(load_config([f"method={args.method}"]))
-    targets = WorldTargets(args.batch_size, seed=7, objects=1)
+    size = inverter.generator.image_size
+    targets = WorldTargets(count=args.batch_size, seed=7, objects=1, image_size=size)
     scenes = [targets.load(index) for index in range(len(targets))]
     inverter(scenes[:1])  # warm up
-
     started = time.perf_counter()
     alone = [inverter([scene])[0] for scene in scenes[: args.singles]]
     single = (time.perf_counter() - started) / args.singles
@@ -30,7 +31,9 @@ def main() -> None:
     together = inverter(scenes)
     batched = (time.perf_counter() - started) / len(scenes)
 
-    same = sum(a.prompt == b.prompt for a, b in zip(alone, together, strict=False))
+    pairs = zip(alone, together, strict=False)
+    found = [(a, b) for a, b in pairs if isinstance(a, InversionResult) and isinstance(b, InversionResult)]
+    same = sum(a.prompt == b.prompt for a, b in found)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     print(f"{args.method}: one at a time {single:.2f} s an image, {args.batch_size} in a batch {batched:.2f} s")
     print(f"throughput ratio {single / batched:.2f}; same prompts {same} of {args.singles}; peak memory {peak:.2f} GiB")

@@ -3,34 +3,11 @@
 Shapes, in every docstring and trailing comment: B images in the batch, M prompt tokens, D embedding width,
 V vocabulary size, A allowed tokens, L context length, E width of the conditioning or of CLIP features,
 N noise draws, K candidates or denoiser rows, (C, h, w) a latent, (3, H, W) a picture.
+
+The public names stand in `__init__.pyi`; each is imported when it is first asked for, so `import ph2p` is instant.
 """
 
-from typing import Any
+import lazy_loader
 
 __version__ = "0.1.0"
-_HOME = {
-    "invert": "api",
-    "load_inverter": "run.build",
-    "load_config": "config.compose",
-    "load_generator": "models.generators",
-    "load_scorer": "models.scorer",
-    "Generator": "models.generators",
-    "Vocabulary": "models.vocabulary",
-    "BatchedLBFGS": "inversion.lbfgs",
-    "PromptInversion": "inversion.module",
-    "DelayedProjection": "inversion.projection",
-    "Inversion": "evaluation.result",
-    "Inverter": "inverter",
-    "UserError": "errors",
-    "write_report": "report.table",
-}
-__all__ = sorted(_HOME)
-
-
-def __getattr__(name: str) -> Any:
-    """Import a public name when it is first asked for: `import ph2p` itself stays instant."""
-    if name not in _HOME:
-        raise AttributeError(f"module 'ph2p' has no attribute {name!r}")
-    import importlib
-
-    return getattr(importlib.import_module(f"ph2p.{_HOME[name]}"), name)
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,39 +1,80 @@
 """Prompt inversion from Python."""
 
-from collections.abc import Sequence
+import logging
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, overload
 
+import numpy as np
 from PIL import Image
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from torch import Tensor
 
 from ph2p.config.compose import load_config
-from ph2p.data import Target, TargetError, from_pil, load_image
+from ph2p.config.keywords import as_overrides
+from ph2p.config.schema import Config
+from ph2p.data import Target, TargetError
+from ph2p.data.images import complaint, convert, read_image
 from ph2p.errors import UserError
-from ph2p.evaluation.result import Inversion
+from ph2p.evaluation.result import InversionResult
+from ph2p.files import printable
+from ph2p.inversion.session import Session
 from ph2p.inverter import Inverter
-from ph2p.run.build import load_inverter
+from ph2p.run import build
 
-Picture = str | Path | Image.Image
+ImageLike = str | Path | Image.Image | np.ndarray | Tensor
+Result = InversionResult | TargetError
+TAKES = "give a path, a Pillow image, an array (H, W, 3) or a tensor (3, H, W), or a list of them"
 
 
+@overload
 def invert(
-    images: Picture | Sequence[Picture], overrides: Sequence[str] = (), inverter: Inverter | None = None
-) -> Inversion | list[Inversion | TargetError]:
-    """Find the prompt of a picture, or of each of several: `invert("star.png").prompt`.
+    images: ImageLike,
+    overrides: Sequence[str] = ...,
+    *,
+    inverter: Inverter | None = ...,
+    progress: bool = ...,
+    **options: Any,
+) -> InversionResult: ...
+@overload
+def invert(
+    images: Iterable[ImageLike],
+    overrides: Sequence[str] = ...,
+    *,
+    inverter: Inverter | None = ...,
+    progress: bool = ...,
+    **options: Any,
+) -> list[Result]: ...
+def invert(
+    images: ImageLike | Iterable[ImageLike],
+    overrides: Sequence[str] = (),
+    *,
+    inverter: Inverter | None = None,
+    progress: bool = False,
+    **options: Any,
+) -> InversionResult | list[Result]:
+    """Find the prompt of a picture, or of each of several: `invert("star.png", method="ph2p").prompt`.
 
-    `images` are files or Pillow images; `overrides` are the command line's, such as
-    `["method=ph2p", "generator=folder", "generator.path=/models/sd15", "scorer=siglip"]`. An
-    `inverter` from an earlier `load_inverter` saves the loading and then brings its own configuration. Nothing
-    is written. Of several pictures, one for which no prompt is found has its TargetError in its place.
-    Raises UserError for a bad image or key, and for a single picture for which no prompt is found.
+    Pictures are paths, Pillow images, arrays (H, W, 3) or tensors (3, H, W), uint8 or in [0, 1]; they are read batch by
+    batch. The model is set by `overrides` and `options` as in `load_inverter`, or is an `inverter` that this has
+    loaded. A picture's prompt depends on neither its name nor its place nor the others. Nothing is written. Of several
+    pictures, one that cannot be read or inverted has its TargetError in its place. `progress` shows a bar.
+    Raises UserError for a wrong key or a thing that is no picture, and the TargetError of a single picture.
     """
-    inverter = inverter or load_inverter(load_config(list(overrides)))
-    if inverter.cfg.trainer.get("devices") not in (1, "1") or inverter.cfg.trainer.get("num_nodes", 1) != 1:
-        raise UserError("trainer.devices: invert works in this process alone; leave it at 1, and num_nodes too")
-    single = isinstance(images, str | Path | Image.Image)
-    some = [images] if single else list(images)
-    size, batch_size = inverter.generator.image_size, inverter.cfg.data.batch_size
-    targets = [_target(image, number, size) for number, image in enumerate(some)]
-    found = [r for k in range(0, len(some), batch_size) for r in inverter(targets[k : k + batch_size])]
+    single = isinstance(images, ImageLike | bytes) or not isinstance(images, Iterable)
+    some: list[ImageLike] = [images] if single else list(images)  # type: ignore[list-item, arg-type]
+    for picture in some:
+        _check(picture, single)
+    if inverter and (overrides or options):
+        given = [*overrides, *options]
+        raise UserError(f"{given[0]}: an inverter keeps the keys that it was loaded with; give them to load_inverter")
+    if not some:
+        return []
+    with _quiet():
+        inverter = inverter or load_inverter(overrides, **options)
+        found = list(_invert(some, inverter, progress))
     if not single:
         return found
     if isinstance(found[0], TargetError):
@@ -41,10 +82,122 @@ def invert(
     return found[0]
 
 
-def _target(image: Picture, number: int, size: int) -> Target:
-    if isinstance(image, Image.Image):
+def load_inverter(overrides: Sequence[str] | Config = (), **options: Any) -> Inverter:
+    """Load the model once for many calls: `load_inverter(generator="sd15", method="ph2p", device="cuda", budget=4000)`.
+
+    The keywords are those of `ph2p.config.keywords.as_overrides`: options of the groups, a path or hub id as
+    `generator` or `scorer`, `device`, any key of the method, `evaluation`, `batch_size`, `seed`, `fit`. `overrides` are
+    words of the command line, such as `["method=ph2p", "generator.steps=20"]`, or a whole `load_config(...)`.
+    Raises UserError, one line, for anything wrong in them and for a model that cannot be loaded.
+    """
+    if isinstance(overrides, str):
+        raise UserError(f"{overrides}: give a list of keys, as in [{overrides!r}]")
+    words = as_overrides(**options)
+    if not isinstance(overrides, Sequence):
+        if words:
+            raise UserError(f"{words[0]}: give it to load_config, which has made the configuration")
+        cfg = overrides
+    else:
+        cfg = load_config([*overrides, *words])
+    devices = cfg.trainer.get("devices", 1)
+    if (len(devices) if isinstance(devices, list) else int(devices)) != 1 or cfg.trainer.get("num_nodes", 1) != 1:
+        raise UserError("trainer.devices: Python works in its own process alone; leave it at 1, and num_nodes too")
+    with _quiet():
+        return build.load_inverter(cfg)
+
+
+class _Follow(Session):
+    """Shows on a bar what happens to the pictures of a batch."""
+
+    def __init__(self, bar: Progress, task: TaskID) -> None:
+        super().__init__()
+        self.bar, self.task = bar, task
+
+    def report(self, stage: str, done: int, total: int) -> None:
+        self.bar.update(self.task, description=f"{stage} {done}/{total}")
+
+
+def _invert(pictures: Sequence[ImageLike], inverter: Inverter, progress: bool) -> Iterator[Result]:
+    """The results in order, batch after batch."""
+    columns = TextColumn("{task.description:>24}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+    size = inverter.cfg.batch_size
+    with Progress(*columns, disable=not progress) as bar:
+        task = bar.add_task("starting", total=len(pictures))
+        for start in range(0, len(pictures), size):
+            numbered = enumerate(pictures[start : start + size], start)
+            batch = [_target(picture, number, inverter) for number, picture in numbered]
+            good = [target for target in batch if isinstance(target, Target)]
+            found = iter(inverter(good, _Follow(bar, task)) if good else [])
+            yield from (next(found) if isinstance(target, Target) else target for target in batch)
+            bar.advance(task, len(batch))
+
+
+def _check(picture: object, single: bool) -> None:
+    """Refuse, before anything is loaded, what is no picture."""
+    if isinstance(picture, str) and "://" in picture:
+        raise UserError(f"{picture}: is not read from the net; download it and give the file")
+    if isinstance(picture, bytes | bytearray):
+        raise UserError("bytes are no picture; open them first: Image.open(io.BytesIO(content))")
+    if not isinstance(picture, ImageLike):
+        raise UserError(f"{type(picture).__name__}: no picture; {TAKES}")
+    if isinstance(picture, str | Path):
+        place = Path(picture).expanduser()
+        if place.is_dir():
+            raise UserError(
+                f"{picture}: is a folder; give its files, or use the command: ph2p data=folder data.path=..."
+            )
+        if single and not place.exists():
+            raise TargetError(f"{picture}: does not exist: check the path")
+
+
+def _target(picture: ImageLike, number: int, inverter: Inverter) -> Target | TargetError:
+    """The picture as the inverter takes it, or what is wrong with it."""
+    size, fit, name = inverter.generator.image_size, inverter.cfg.data.get("fit", "crop"), f"image-{number}"
+    try:
+        if isinstance(picture, str | Path):
+            place = Path(picture).expanduser()
+            read = read_image(place, printable(picture), size, fit)
+            return Target(place.name, str(picture), read.image, notes=read.notes)
+        read = convert(picture if isinstance(picture, Image.Image) else as_pillow(picture), size, fit)
+        return Target(name, "memory", read.image, notes=read.notes)
+    except TargetError as error:
+        return error
+    except UserError as error:
+        return TargetError(f"{name}: {error}")
+    except Exception as error:  # Pillow decodes late, and raises nearly anything on broken bytes
+        return TargetError(f"{name}: {complaint(None, error)}")
+
+
+def as_pillow(picture: np.ndarray | Tensor) -> Image.Image:
+    """An array (H, W), (H, W, 1), (H, W, 3) or (H, W, 4), or a tensor with the channels first, as a Pillow image.
+
+    Values are uint8, or floats in [0, 1], which are rounded to 8 bits. Raises UserError for any other.
+    """
+    shape = f"{'x'.join(map(str, picture.shape))} {type(picture).__name__}"
+    if isinstance(picture, Tensor):
+        picture = picture.detach().cpu()
+        picture = picture.double() if picture.is_floating_point() else picture  # NumPy has no bfloat16
+        picture = (picture.movedim(0, -1) if picture.ndim == 3 else picture).numpy()
+    pixels = picture[..., None] if picture.ndim == 2 else picture  # (H, W, channels)
+    if pixels.ndim != 3 or pixels.shape[2] not in (1, 3, 4) or not pixels.size:
+        raise UserError(f"{shape}: {TAKES}")
+    if np.issubdtype(pixels.dtype, np.floating):
+        if not (pixels.min() >= 0 and pixels.max() <= 1):  # NaN neither
+            raise UserError(f"{shape}: its values lie outside [0, 1]; bring them there, or give uint8")
+        pixels = (pixels * 255).round().astype(np.uint8)
+    if pixels.dtype != np.uint8:
+        raise UserError(f"{shape}: {pixels.dtype} values; give uint8, or floats in [0, 1]")
+    return Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """What libraries say at every fit stays off the screen; afterwards filters and levels are as they were."""
+    logger = logging.getLogger("lightning.pytorch")
+    level = logger.level
+    with warnings.catch_warnings():
+        build.quiet_libraries()
         try:
-            return Target(f"image-{number}", "memory", from_pil(image, size))
-        except Exception as error:  # Pillow decodes late, and raises nearly anything on broken bytes
-            raise UserError(f"image-{number}: cannot be read as a picture; {' '.join(str(error).split())}") from error
-    return Target(Path(image).name, str(image), load_image(image, size))
+            yield
+        finally:
+            logger.setLevel(level)

@@ -9,18 +9,25 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image
 from torch import Tensor
+from transformers.utils import ModelOutput
 
 from ph2p.config.compose import load_config
+from ph2p.config.schema import Config
 from ph2p.data import load_image
+from ph2p.errors import UserError
 from ph2p.report.records import read_results
-from ph2p.run import engine, stopping
+from ph2p.run import stopping
+from ph2p.run.build import load_inverter
+from ph2p.run.engine import run
+from ph2p.run.screen import Screen
 
 QUICK = [
-    *("debug=quick", "data=folder", "data.batch_size=2", "trainer=cpu", "evaluation.draws=2", "generator.steps=1"),
+    *("debug=quick", "data=folder", "batch_size=2", "trainer=cpu", "evaluation.draws=2", "generator.steps=1"),
     *("method.prompt_length=3", "method.draws=1", "method.selection.steps=1", "method.selection.draws=2"),
     *("method.selection.finalists=1",),
 ]
@@ -41,11 +48,39 @@ def make_pictures(folder: Path, count: int = 5) -> Path:
     return folder
 
 
-def light_denoiser(noisy: Tensor, timesteps: Tensor, conditioning: dict[str, Tensor]) -> Tensor:
-    """A denoiser (K, C, h, w) that takes no time, not convex in the prompt: what it predicts is not at stake."""
-    hidden = conditioning["encoder_hidden_states"]  # (K, L, E)
-    colour = torch.sin(2 * hidden.cumsum(1)[:, ::3, :4]).mean(1)[:, :, None, None]  # (K, 4, 1, 1)
-    return 0.9 * noisy + colour * (1 + timesteps[:, None, None, None] / 1000)
+def light_denoiser(sample: Tensor, timestep: Tensor, encoder_hidden_states: Tensor, **options: object) -> ModelOutput:
+    """A U-Net's forward that takes no time, not convex in the prompt: what it predicts is not at stake."""
+    colour = torch.sin(2 * encoder_hidden_states.cumsum(1)[:, ::3, :4]).mean(1)[:, :, None, None]  # (K, 4, 1, 1)
+    times = timestep.expand(len(sample))[:, None, None, None]
+    return ModelOutput(sample=0.9 * sample + colour * (1 + times / 1000))
+
+
+class Wrapped:
+    """An inverter whose batches another function sees: `call(inverter, targets, session)`."""
+
+    def __init__(self, inverter: Any, call: Callable[..., Any]) -> None:
+        self.inverter, self.call, self.generator = inverter, call, inverter.generator
+
+    def __call__(self, targets: Any, session: Any) -> Any:
+        return self.call(self.inverter, targets, session)
+
+
+class Watched:
+    """A session that also calls `watch` at each report: an epoch, a round of the search, a stage."""
+
+    def __init__(self, session: Any, watch: Callable[[], None]) -> None:
+        self.session, self.watch = session, watch
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.session, name)
+
+    def report(self, stage: str, done: int, total: int) -> None:
+        self.session.report(stage, done, total)
+        self.watch()
+
+
+def plainly(inverter: Any, targets: Any, session: Any) -> Any:
+    return inverter(targets, session)
 
 
 class Runner:
@@ -54,11 +89,17 @@ class Runner:
     def __init__(self, words: list[str]) -> None:
         torch.set_num_threads(1)  # a pool of threads does not survive a fork; and sums keep their order
         self.words = words
-        self.inverter = engine.load_inverter(load_config(words))
-        self.inverter.generator.predict = light_denoiser
+        self.inverter = load_inverter(load_config(words))
+        self.inverter.generator.pipeline.unet.forward = light_denoiser
 
-    def start(self, *words: str, before: Callable[[], None] = lambda: None, **environment: object) -> int:
-        """Fork a run; returns its process id. `before` is called in the new process first of all."""
+    def start(
+        self,
+        *words: str,
+        before: Callable[[], None] = lambda: None,
+        call: Callable[..., Any] = plainly,
+        **environment: object,
+    ) -> int:
+        """Fork a run; returns its process id. `before` is called in the new process first of all; see `Wrapped`."""
         process = os.fork()
         if process:
             return process
@@ -67,23 +108,30 @@ class Runner:
             stopping.listen()
             os.environ.update({name: str(value) for name, value in environment.items()})
             before()
-            engine.console.quiet = True
-            code = self._run(words)
+            code = self._run(words, call)
         except BaseException as error:
             print(f"{type(error).__name__}: {error}", file=sys.stderr)
-            code = getattr(error, "code", 2 if isinstance(error, engine.UserError) else 70)
+            code = getattr(error, "code", 2 if isinstance(error, UserError) else 70)
         finally:
             sys.stderr.flush()
             os._exit(code)
 
-    def _run(self, words: tuple[str, ...]) -> int:
-        cfg = load_config([*self.words, *words])
-        engine.load_inverter = lambda cfg: replace(self.inverter, cfg=cfg)
-        return engine.run(cfg)
+    def _run(self, words: tuple[str, ...], call: Callable[..., Any]) -> int:
+        def load(cfg: Config) -> Any:
+            return Wrapped(replace(self.inverter, cfg=cfg), call)
 
-    def run(self, *words: str, before: Callable[[], None] = lambda: None, **environment: object) -> int:
+        with open(os.devnull, "w") as nowhere:
+            return run(load_config([*self.words, *words]), load, Screen(nowhere))
+
+    def run(
+        self,
+        *words: str,
+        before: Callable[[], None] = lambda: None,
+        call: Callable[..., Any] = plainly,
+        **environment: object,
+    ) -> int:
         """Run to the end; returns the exit code, minus the signal's number where one has killed it."""
-        return ended(self.start(*words, before=before, **environment))
+        return ended(self.start(*words, before=before, call=call, **environment))
 
     def ranks(self, world: int, *words: str, before: Callable[[], None] = lambda: None) -> list[int]:
         """Run as so many ranks, started as a cluster would; returns their exit codes."""
@@ -125,9 +173,13 @@ def lines(folder: Path) -> list[dict]:
     return [json.loads(line) for part in parts for line in part.read_text(encoding="utf-8").splitlines()]
 
 
-def found(folder: Path) -> dict[str, dict]:
-    """What a run has found, without what may differ: an image's record, its files as bytes."""
+def found(folder: Path, *anew: str) -> dict[str, dict]:
+    """What a run has found, without what may differ: an image's record, its files as bytes.
+
+    Each image has one record of success, but those that were done `anew`.
+    """
     times = Counter(record["image_id"] for record in lines(folder) if record["status"] == "ok")
+    times = {name: count for name, count in times.items() if name not in anew}
     assert set(times.values()) <= {1}, times
     result = {}
     for record in read_results(folder):

@@ -1,14 +1,26 @@
-"""The shortlist and the choice of the winner, and the figures that are reported."""
+"""The shortlist and the choice of the winner, and the values that are reported."""
+
+import json
+import subprocess
+import sys
+from collections import Counter
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 import pytest
 import torch
 
-from ph2p.evaluation.metrics import ImageSimilarity, confidence_interval, regret, word_recall
+from ph2p.errors import UserError
+from ph2p.evaluation.intervals import confidence_interval
+from ph2p.evaluation.measurement import Measurement
+from ph2p.evaluation.metrics import TABLE, Metric, gap_closed, regret, word_recall
+from ph2p.evaluation.result import InversionResult, as_candidates, as_record, pictures
 from ph2p.evaluation.texts import text_losses
+from ph2p.files import as_json
+from ph2p.inversion.batch import Batch
 from ph2p.inversion.draws import make_draws
 from ph2p.inversion.objectives import candidate_losses
-from ph2p.inversion.selection import Candidate, Pool, rank_finalists, shortlist, validate_candidates
+from ph2p.inversion.selection import Candidate, Pool, make_rule, shortlist, validate_candidates
 from ph2p.models.painting import guidance_options, paint
 
 
@@ -78,22 +90,36 @@ def test_losses_of_texts_and_candidates(generator, targets):
 
 
 def test_finalists_are_ranked_by_what_the_model_paints(inverter_of):
-    inverter = inverter_of("method=random")
-    generator, scorer, guidance = inverter.generator, inverter.scorer, guidance_options(inverter.cfg.generator)
-    texts = [["red square", "blue dog", "green café"], ["small circle"]]
-    finalists = [[Candidate((0,), text, 0, 0.0) for text in row] for row in texts]
-    goal = scorer.image_features(paint(generator, ["blue dog", "blue dog"], [7, 7], 3, guidance))
-    ranked = [rank_finalists(generator, scorer, goal, finalists, 3, 7, guidance) for _ in range(2)]
-    assert ranked[0] == ranked[1]
-    best, alone = ranked[0]
-    assert best[0].text == "blue dog" and best[0].clip_similarity == pytest.approx(1, abs=1e-5)
-    assert [c.clip_similarity for c in best] == sorted((c.clip_similarity for c in best), reverse=True)
-    one = rank_finalists(generator, scorer, goal[1:], finalists[1:], 3, 7, guidance)[0][0]
-    assert [c.text for c in alone] == ["small circle"]
-    assert one.clip_similarity == pytest.approx(alone[0].clip_similarity, abs=1e-5)
+    inverter = inverter_of("method=random", "seed=7", "method.selection.steps=3")
+    generator, scorer = inverter.generator, inverter.scorer
+    rule = make_rule(generator, scorer, inverter.cfg)
+    candidates = [
+        Candidate((0,), text, 0, loss)
+        for text, loss in [("red square", 0.5), ("blue dog", 0.505), ("green café", 0.51), ("small circle", 0.7)]
+    ]
+    painted = paint(generator, ["blue dog"], [7], 3, guidance_options(inverter.cfg.generator))
+    goal = scorer.image_features(painted)[0]
+    ranked = rule(goal, candidates)
+    assert rule(goal, candidates) == ranked
+    assert ranked[0].text == "blue dog" and ranked[0].clip_similarity == pytest.approx(1, abs=1e-5)
+    similarity = [c.clip_similarity for c in ranked]
+    assert similarity[:3] == sorted(similarity[:3], reverse=True)
+    assert ranked[3] == candidates[3]  # 0.7 is beyond the margin: it is not rendered
+    assert rule(goal, [candidates[0], candidates[3]])[0].text == "red square"
 
 
-# --- figures ------------------------------------------------------------------------------------------------------
+def test_a_rule_is_chosen_by_its_name(inverter_of):
+    calls = Counter()
+    inverter = inverter_of("method=random", "method.selection.rule=loss")
+    inverter.generator.denoiser.register_forward_hook(lambda *_: calls.update("x"))
+    candidates = [Candidate((0,), "red square", 0, 0.5), Candidate((0,), "blue dog", 0, 0.5)]
+    assert make_rule(inverter.generator, inverter.scorer, inverter.cfg)(torch.ones(8), candidates) == candidates
+    assert not calls
+    with pytest.raises(UserError, match=r"^method\.selection\.rule=best: choose one of renderings, loss$"):
+        inverter_of("method.selection.rule=best")
+
+
+# --- metrics -------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("loss", "expected"), [(0.2, 0), (0.6, 1), (0.1, -0.25), (0.4, 0.5), (1.0, 2)])
@@ -123,10 +149,158 @@ def test_confidence_interval_of_a_normal_mean():
     assert confidence_interval([2.0]) == confidence_interval([2.0, 2.0]) == (2.0, 2.0)
 
 
-def test_image_similarity_is_the_mean_over_images():
-    painted, target = torch.randn(2, 7, 5, generator=torch.Generator().manual_seed(0))
-    metric = ImageSimilarity()
-    metric.update(painted[:2], target[:2])
-    metric.update(painted[2:], target[2:])
-    normal = [features / features.norm(dim=1, keepdim=True) for features in (painted, target)]
-    assert float(metric.compute()) == pytest.approx(float((normal[0] * normal[1]).sum(1).mean()), abs=1e-6)
+@pytest.mark.parametrize(
+    ("loss", "caption", "expected"),
+    [
+        (0.3, 0.3, 1),
+        (0.8, 0.3, 0),
+        (0.55, 0.3, 0.5),
+        (0.9, 0.3, -0.2),
+        (0.4, None, 0.5),
+        (0.8, None, 0),
+        (0.9, None, -0.125),
+        (0.9, 0.85, -0.125),  # a caption that is no better than no words is no aim
+        (0.4, 0.8, 0.5),
+    ],
+)
+def test_the_gap_is_closed_from_no_words_to_the_caption(loss, caption, expected):
+    assert gap_closed(loss, 0.8, caption) == pytest.approx(expected)
+
+
+def test_every_metric_grades_by_its_own_direction():
+    show = str
+    low = Metric("a", "a", "", "lower", lambda r: 0.0, show, "", (), bands=(0.1, 0.5))
+    high = replace(low, better="higher", bands=(0.9, 0.5))
+    assert [low.grade(value) for value in (0.0, 0.1, 0.4, 0.6, None)] == ["good", "good", "fair", "poor", ""]
+    assert [high.grade(value) for value in (1.0, 0.9, 0.6, 0.4)] == ["good", "good", "fair", "poor"]
+
+
+def test_the_table_is_read_without_torch():
+    code = "import sys, ph2p.evaluation.metrics, ph2p.report.table; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+# --- results ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def result():
+    known = dict(image_id="cat.png", source="cat.png", method="ph2p", seed=0, prompt="large red square", token_ids=[1])
+    values = dict(loss=0.4, loss_empty=0.8, loss_caption=0.3, clip_similarity=0.9, clip_similarity_caption=0.95)
+    cost = dict(forward_samples=1200, backward_samples=800, evaluation_samples=10, seconds=2.0, peak_memory=100)
+    return InversionResult(**known, **values, **cost)
+
+
+def test_a_record_holds_every_metric_of_the_table(result):
+    record = json.loads(as_json(as_record(result)))
+    assert {metric.key for metric in TABLE} <= record.keys()
+    assert record["gap_closed"] == pytest.approx(0.8) and record["regret"] == pytest.approx(0.2)
+    assert record["samples"] == 2000 and record["word_recall"] is None and record["warnings"] == []
+    assert record["status"] == "ok" and "renderings" not in record
+    result.loss = 0.3  # nothing is remembered from before
+    assert result.metrics["gap_closed"] == result.gap_closed == pytest.approx(1) and result.regret == 0
+
+
+def test_a_new_metric_is_one_line_of_the_table(result, monkeypatch):
+    line = Metric("length", "length", "words", "lower", lambda r: float(len(r.prompt.split())), str, "", ("card",))
+    monkeypatch.setattr("ph2p.evaluation.metrics.TABLE", (*TABLE, line))
+    assert as_record(result)["length"] == 3
+
+
+@pytest.mark.parametrize(
+    ("changes", "warning"),
+    [
+        ({"loss": 0.945, "loss_empty": 0.842}, "no better than no words: loss 0.9450, of an empty prompt 0.8420"),
+        ({"loss": 0.8}, "no better than no words"),
+        ({"loss": 0.8, "loss_caption": None}, "no better than no words"),
+        ({"prompt": "zz q .. 77"}, "holds no real word"),
+        ({"prompt": ""}, "holds no real word"),
+        ({"prompt": "dog red Dog dog"}, "repeats itself: “dog” 3 times"),
+    ],
+)
+def test_what_a_reader_should_know_is_a_warning_everywhere(result, changes, warning):
+    assert result.warnings == [] and "warning" not in repr(result)
+    bad = replace(result, **changes)
+    assert len(bad.warnings) == 1 and warning in bad.warnings[0]
+    assert warning in repr(bad) and as_record(bad)["warnings"] == bad.warnings
+
+
+def test_words_of_other_scripts_are_words(result):
+    assert replace(result, prompt="猫 と 犬").warnings == []
+
+
+def test_a_result_shows_itself_in_one_line(result):
+    text = repr(replace(result, target=torch.zeros(3, 8, 8)))
+    assert text == "InversionResult('cat.png', 'large red square', loss 0.4000, gap closed 80%)"
+
+
+def test_files_beside_a_record(result):
+    found = [Candidate((1, 2), "red dog", 3, 0.5, 0.9), Candidate((3,), "cat", 1, 0.6)]
+    result = replace(result, candidates=found, loss_curve=[1.0, 0.5], renderings=torch.zeros(2, 3, 4, 4))
+    content = as_candidates(result)
+    assert content["loss_curve"] == [1.0, 0.5] and content["candidates"][0]["token_ids"] == [1, 2]
+    assert [row["prompt"] for row in content["candidates"]] == ["red dog", "cat"]
+    assert set(pictures(result)) == {"renderings"}
+
+
+# --- measurement ---------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Measured:
+    """What is needed to measure, and a way to do it for prompts that were given."""
+
+    inverter: object
+    targets: list
+
+    def __call__(self, *texts: str) -> list[InversionResult]:
+        generator, scorer, cfg = self.inverter.generator, self.inverter.scorer, self.inverter.cfg
+        batch = Batch(self.targets[: len(texts)], generator, scorer)
+        encode = generator.vocabulary.encode
+        found = [[Candidate(tuple(encode(text)) if text else (), text, 0, 0.0)] for text in texts]
+        curves = torch.arange(len(texts) * 2.0).view(len(texts), 2)
+        return Measurement(generator, scorer, cfg)(batch, found, None, curves, 1.5)
+
+
+@pytest.fixture
+def measured(inverter_of, targets):
+    return Measured(inverter_of("evaluation.renders=2", "evaluation.draws=3", "generator.steps=2"), targets)
+
+
+def test_a_measurement_counts_every_sample_and_says_what_it_was_made_with(measured):
+    counter = measured.inverter.generator.counter
+    before = counter.forward
+    first, second = measured("red dog", "blue dog")
+    assert first.evaluation_samples + second.evaluation_samples == counter.forward - before > 0
+    assert first.evaluation_samples == second.evaluation_samples
+    with_ = first.measured_with
+    assert (with_["draws"], with_["renderings"], with_["steps"]) == (3, 2, 2)
+    assert with_["timesteps"] == list(measured.inverter.cfg.evaluation.timesteps) and with_["scorer"]
+    assert first.renderings.shape == first.caption_renderings.shape == (2, 3, 16, 16)
+    assert first.loss_curve == [0, 1] and second.loss_curve == [2, 3] and first.seconds == 1.5
+    assert first.content == measured.targets[0].key != second.content
+    assert first.loss_soft is None
+
+
+def test_a_measurement_is_the_same_again_and_alone(measured):
+    first, second = measured("red dog", "blue dog")
+    (alone,) = measured("red dog")
+    for one, other in ((first, alone), (first, measured("red dog", "green café")[0])):
+        for name, value in one.metrics.items():
+            if name not in ("peak_memory",):
+                assert other.metrics[name] == (value if value is None else pytest.approx(value, rel=1e-6)), name
+    assert first.loss != second.loss and torch.allclose(first.renderings, alone.renderings, atol=1e-5)
+
+
+def test_no_words_close_no_gap(measured):
+    (nothing,) = measured("")
+    assert nothing.loss == nothing.loss_empty and nothing.gap_closed == 0
+    assert any("no better than no words" in warning for warning in nothing.warnings)
+
+
+def test_every_field_of_a_result_is_in_its_record_or_beside_it(measured):
+    (result,) = measured("red dog")
+    beside = {"loss_curve", "search_curve", "candidates", "target", "renderings", "caption_renderings", "words"}
+    assert {field.name for field in fields(result)} - beside <= as_record(result).keys()
+    assert not beside & as_record(result).keys()
+    assert set(pictures(result)) == {"target", "renderings", "caption_renderings"}

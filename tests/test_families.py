@@ -15,10 +15,12 @@ from ph2p.inversion.objectives import DenoisingObjective, denoising_loss
 from ph2p.models.generators import load_generator
 from ph2p.models.generators.schedules import stable_diffusion_alphas
 
+T5_LENGTHS = {"pixart": 300, "flux": 512, "flux_schnell": 256}
 FLOWS = ("sd3", "flux", "flux_schnell")
 TEXTS = ["red square above a dog", "small blue circle below dogs"]
 TIMES = torch.tensor([[500, 731], [999, 600]])  # (B, N)
-SIZE = 16
+SIZE = HEIGHT, WIDTH = 16, 24  # wider than high: what swaps the two is noticed
+LATENT = (4, 8, 12)
 
 
 @pytest.fixture(scope="module", params=FAMILY_BUILDERS)
@@ -55,15 +57,17 @@ def own_conditioning(family, pipeline, texts):
         return {"encoder_hidden_states": pipeline.encode_prompt(texts, "cpu", 1, False)[0]}
     if family == "sdxl":
         states, _, pooled, _ = pipeline.encode_prompt(texts, do_classifier_free_guidance=False)
-        sizes = pipeline._get_add_time_ids((SIZE, SIZE), (0, 0), (SIZE, SIZE), states.dtype, 8)
+        sizes = pipeline._get_add_time_ids(SIZE, (0, 0), SIZE, states.dtype, 8)
         return {"encoder_hidden_states": states, "text_embeds": pooled, "time_ids": sizes.repeat(len(texts), 1)}
     if family == "pixart":
         states, mask, *_ = pipeline.encode_prompt(texts, do_classifier_free_guidance=False)
+        length = int(mask.sum(1).max())  # what it reads of the rest is nothing: the transformer gets the mask
+        states, mask = states[:, :length], mask[:, :length]
         return {"encoder_hidden_states": states, "encoder_attention_mask": mask}
     if family == "sd3":
         states, _, pooled, _ = pipeline.encode_prompt(texts, None, None, do_classifier_free_guidance=False)
     else:
-        states, pooled, _ = pipeline.encode_prompt(texts)
+        states, pooled, _ = pipeline.encode_prompt(texts, max_sequence_length=T5_LENGTHS[family])
     return {"encoder_hidden_states": states, "pooled_projections": pooled}
 
 
@@ -80,8 +84,8 @@ def own_prediction(family, pipeline, noisy, time, conditioning):
         return pipeline.transformer(noisy, timestep=time, added_cond_kwargs=sizes, **conditioning).sample.chunk(2, 1)[0]
     if family == "sd3":
         return pipeline.transformer(noisy, timestep=1000 * time.expand(len(noisy)), **conditioning).sample
-    packed = noisy.view(-1, 4, 4, 2, 4, 2).permute(0, 2, 4, 1, 3, 5).reshape(-1, 16, 16)
-    _, places = pipeline.prepare_latents(1, 4, SIZE, SIZE, noisy.dtype, "cpu", torch.Generator())
+    packed = noisy.view(-1, 4, 4, 2, 6, 2).permute(0, 2, 4, 1, 3, 5).reshape(-1, 24, 16)
+    _, places = pipeline.prepare_latents(1, 4, HEIGHT, WIDTH, noisy.dtype, "cpu", torch.Generator())
     output = pipeline.transformer(
         packed,
         timestep=time.expand(len(noisy)),
@@ -90,7 +94,7 @@ def own_prediction(family, pipeline, noisy, time, conditioning):
         txt_ids=torch.zeros(conditioning["encoder_hidden_states"].shape[1], 3),
         **conditioning,
     ).sample
-    return pipeline._unpack_latents(output, SIZE, SIZE, pipeline.vae_scale_factor)
+    return pipeline._unpack_latents(output, HEIGHT, WIDTH, pipeline.vae_scale_factor)
 
 
 def own_noise(family, pipeline, latents, noise, timestep):
@@ -139,8 +143,8 @@ def test_embeddings_stand_in_for_tokens(generator):
 @torch.no_grad()
 def test_loss_equals_one_made_of_the_pipelines_parts(family, generator, plain):
     random = torch.Generator().manual_seed(0)
-    images = torch.rand(2, 3, SIZE, SIZE, generator=random)
-    draws = Draws(TIMES, torch.randn(2, 2, 4, 8, 8, generator=random))
+    images = torch.rand(2, 3, *SIZE, generator=random)
+    draws = Draws(TIMES, torch.randn(2, 2, *LATENT, generator=random))
     latents = generator.encode_images(images)
     config = plain.vae.config
     clean = (plain.vae.encode(2 * images - 1).latent_dist.mode() - (config.shift_factor or 0)) * config.scaling_factor
@@ -174,8 +178,8 @@ class KeepDouble(TorchFunctionMode):
 def test_gradients_reach_every_embedding_and_equal_finite_differences(folder):
     generator = load_generator(folder, dtype=torch.float64, image_size=SIZE)
     random = torch.Generator().manual_seed(0)
-    latents = torch.randn(2, 4, 8, 8, generator=random, dtype=torch.float64)
-    draws = Draws(TIMES[:, :1], torch.randn(2, 1, 4, 8, 8, generator=random, dtype=torch.float64))
+    latents = torch.randn(2, *LATENT, generator=random, dtype=torch.float64)
+    draws = Draws(TIMES[:, :1], torch.randn(2, 1, *LATENT, generator=random, dtype=torch.float64))
     ids = encoded(generator)
     embeddings = generator.vocabulary.embed(ids).double().requires_grad_()
 
@@ -207,11 +211,13 @@ def test_smoothing_is_the_mean_of_the_losses_of_shifted_prompts(folder):
 
 
 def test_samples_are_the_pipelines_own(family, generator, plain):
-    options = dict(num_inference_steps=3, guidance_scale=3.0, height=SIZE, width=SIZE, output_type="pt")
+    options = dict(num_inference_steps=3, guidance_scale=3.0, height=HEIGHT, width=WIDTH, output_type="pt")
     if family == "pixart":
         options |= dict(use_resolution_binning=False)
+    if family == "flux_schnell":
+        options |= dict(max_sequence_length=256)
     pictures = generator.sample(TEXTS, [5, 6], steps=3, guidance_scale=3.0)
-    assert pictures.shape == (2, 3, SIZE, SIZE)
+    assert pictures.shape == (2, 3, *SIZE)
     assert (pictures[0] - pictures[1]).abs().max() > 1e-3
     for text, seed, picture in zip(TEXTS, [5, 6], pictures, strict=True):
         own = plain(text, generator=torch.Generator().manual_seed(seed), **options).images[0]
@@ -232,8 +238,9 @@ def test_the_found_text_means_the_found_tokens_to_the_plain_pipeline(family, gen
 def test_reads_everything_from_the_pipeline(family, folder, generator):
     size = {"flux": 256, "flux_schnell": 256}.get(family, 16)  # FLUX.1 names no size: 128 latents of 2 pixels here
     own = load_generator(folder)
-    assert (own.image_size, own.latent_shape) == (size, (4, size // 2, size // 2))
-    assert own.context_length == {"pixart": 300, "flux": 512, "flux_schnell": 512}.get(family, 12)
+    assert (own.image_size, own.latent_shape) == ((size, size), (4, size // 2, size // 2))
+    assert generator.image_size == SIZE and generator.latent_shape == LATENT
+    assert own.context_length == T5_LENGTHS.get(family, 12)
     assert generator.num_timesteps == 1000
     with pytest.raises(UserError, match=f"{generator.max_prompt_length + 1} tokens, but .* at most"):
         generator.condition(torch.zeros(1, generator.max_prompt_length + 1, dtype=torch.long))
@@ -245,8 +252,8 @@ def test_half_precision_parts_keep_float32_latents_losses_and_gradients(folder, 
     exact = load_generator(folder, image_size=SIZE)
     generator = load_generator(folder, dtype=dtype, image_size=SIZE)
     random = torch.Generator().manual_seed(0)
-    images = torch.rand(1, 3, SIZE, SIZE, generator=random)
-    draws = Draws(TIMES[:1], torch.randn(1, 2, 4, 8, 8, generator=random))
+    images = torch.rand(1, 3, *SIZE, generator=random)
+    draws = Draws(TIMES[:1], torch.randn(1, 2, *LATENT, generator=random))
     torch.testing.assert_close(generator.encode_images(images), exact.encode_images(images), atol=0.02, rtol=0.02)
     gradients, ids = [], encoded(generator)[:1]
     for model in (exact, generator):

@@ -42,7 +42,7 @@ def noisy_pair(count):
 
 
 def test_reads_everything_from_the_pipeline_and_freezes_it(generator):
-    assert (generator.image_size, generator.latent_shape) == (16, (4, 8, 8))
+    assert (generator.image_size, generator.latent_shape) == ((16, 16), (4, 8, 8))
     assert (generator.num_timesteps, generator.max_prompt_length) == (1000, LENGTH - 2)
     generator.train()
     assert not any(part.training for part in generator.modules())

@@ -2,24 +2,28 @@
 
 from collections import Counter
 from contextlib import contextmanager
+from dataclasses import replace
 
 import lightning as L
 import pytest
 import torch
 from PIL import Image
 
-from ph2p import invert
-from ph2p import inverter as inverter_module
+from ph2p import invert, load_config, load_inverter
 from ph2p.config.budget import plan
 from ph2p.data import TargetError
 from ph2p.errors import UserError
 from ph2p.inversion.batch import Batch
 from ph2p.inversion.draws import make_draws
+from ph2p.inversion.judge import Judge
 from ph2p.inversion.lbfgs import BatchedLBFGS
 from ph2p.inversion.module import PromptInversion
-from ph2p.inversion.objectives import DenoisingObjective, candidate_losses
+from ph2p.inversion.objectives import DenoisingObjective, candidate_losses, make_objective
 from ph2p.inversion.projection import DelayedProjection
+from ph2p.inversion.selection import Pool
+from ph2p.inversion.session import Session
 from ph2p.inversion.steps import InversionData
+from ph2p.inverter import Inverter
 
 WINDOW = (500, 1000)
 SCALES = (0.5, 1.0, 2.0)
@@ -66,30 +70,129 @@ def test_a_broken_row_leaves_the_others_alone(inverter_of, targets):
         batch = Batch(targets, inverter.generator, inverter.scorer)
         if broken:
             batch.latents[1] = torch.nan
-        pool, _, curves = inverter.optimise(batch, lambda share, what: None)
+        pool, _, curves = inverter.optimise(batch, Session())
         assert curves[1].isnan().all() == broken
-        pool = inverter.search(batch, pool, lambda share, what: None)
-        candidates, failed = inverter.select(batch, pool)
+        pool = inverter.search(batch, pool, Session())
+        candidates, failed = inverter.select(batch, pool, Session())
         assert list(failed) == [1] * broken
         return [[(c.token_ids, pytest.approx(c.loss)) for c in candidates[row]] for row in (0, 2)]
 
     assert found(broken=True) == found(broken=False)
 
 
-def test_an_image_without_a_candidate_that_reads_back_fails_alone(inverter_of, targets, monkeypatch):
+def test_an_image_without_a_candidate_that_reads_back_fails_alone(inverter_of, targets):
     inverter = inverter_of(*LBFGS)
-    whole = inverter(targets)
-    calls = iter([False, True, False, True])  # the second image, and a single one
-    original = inverter_module.shortlist
-    monkeypatch.setattr(inverter_module, "shortlist", lambda *args: [] if next(calls) else original(*args))
-    first, error, last = inverter(targets)
-    assert isinstance(error, TargetError) and str(error).startswith(f"{targets[1].image_id}: no candidate reads back")
-    assert (first.prompt, last.prompt) == (whole[0].prompt, whole[2].prompt)
-    with pytest.raises(UserError, match=r"^image-0: no candidate reads back"):
-        invert(Image.new("RGB", (16, 16)), inverter=inverter)
-    calls = iter([True, False])
-    lost, found = invert([Image.new("RGB", (16, 16))] * 2, inverter=inverter)
+    batch = Batch(targets, inverter.generator, inverter.scorer)
+    pool, _, _ = inverter.optimise(batch, Session())
+    whole, _ = inverter.select(batch, pool, Session())
+    pool.token_ids[1] = inverter.generator.vocabulary.tokenizer.eos_token_id
+    found, failed = inverter.select(batch, pool, Session())
+    assert str(failed[1]).startswith(f"{targets[1].image_id}: no candidate reads back")
+    assert found == {0: whole[0], 2: whole[2]}
+
+
+def test_an_error_stands_in_the_place_of_its_image(inverter_of):
+    class Refuses(Inverter):
+        """Finds no prompt for the first image of a batch."""
+
+        def select(self, batch, pool, session):
+            found, _ = super().select(batch, pool, session)
+            del found[0]
+            return found, {0: TargetError(f"{batch.ids[0]}: no candidate")}
+
+    usual, picture = inverter_of(*LBFGS), Image.new("RGB", (16, 16))
+    inverter = Refuses(usual.generator, usual.scorer, usual.cfg)
+    with pytest.raises(UserError, match=r"^image-0: no candidate"):
+        invert(picture, inverter=inverter)
+    lost, found = invert([picture] * 2, inverter=inverter)
     assert isinstance(lost, TargetError) and found.prompt
+
+
+def test_the_same_picture_has_the_same_prompt_whatever_its_name_and_batch(model_overrides, targets):
+    """In single precision and to the last bit, on a CPU."""
+    words = [*model_overrides, "debug=quick", "trainer=cpu", *LBFGS, "method.smoothing=1.0", "method.prompt_length=4"]
+    inverter, one = load_inverter(load_config(words)), replace(targets[0], image_id="another name")
+    (alone,) = inverter([targets[0]])
+    for batch in ([one, targets[1]], [*targets[1:], one, targets[0]], [targets[k % 3] for k in range(8)]):
+        results = [r for t, r in zip(batch, inverter(batch), strict=True) if t.key == one.key]
+        for result in results:
+            assert outcome(result) == outcome(alone)
+            assert (result.loss_curve, result.loss) == (alone.loss_curve, alone.loss)
+            assert [c.loss for c in result.candidates] == [c.loss for c in alone.candidates]
+
+
+# --- what is not finite, what is asked twice, stopping --------------------------------------------------------------
+
+
+def test_a_candidate_without_a_finite_loss_never_wins(generator, targets):
+    latents = generator.encode_images(targets[0].image[None])
+    draws = make_draws(0, ["a"], ("test",), 2, WINDOW, generator.latent_shape)
+    ids = torch.stack([generator.vocabulary.random(4, torch.Generator().manual_seed(k)) for k in range(3)])[None]
+    clean = candidate_losses(generator, latents, ids, draws)
+    for poison in (torch.nan, torch.inf, -torch.inf):
+        hook = generator.denoiser.register_forward_hook(
+            lambda module, args, output, poison=poison: output.sample[2:4].fill_(poison) and None
+        )
+        losses = candidate_losses(generator, latents, ids, draws)
+        hook.remove()
+        assert losses[0].tolist() == [pytest.approx(float(clean[0, 0])), torch.inf, pytest.approx(float(clean[0, 2]))]
+        assert losses.min(1).values == losses[0, [0, 2]].min()
+    known = torch.tensor([[torch.inf, 0.5, torch.nan, -torch.inf, 0.4, torch.nan]])
+    pool = Pool(ids[:, [0, 1, 2, 0, 1, 2]], known, torch.arange(6)[None])
+    assert set(pool.best(3).epochs[0].tolist()) == {1, 4, 5}  # and the newest
+    assert pool.lowest(2).losses.tolist() == [[pytest.approx(0.4), 0.5]]
+
+
+def test_a_judge_scores_the_same_tokens_once(generator, targets):
+    latents = generator.encode_images(torch.stack([target.image for target in targets[:2]]))
+    draws = make_draws(0, ["a", "b"], ("judge",), 3, WINDOW, generator.latent_shape)
+    a, b, c = (generator.vocabulary.random(4, torch.Generator().manual_seed(k)) for k in range(3))
+    judge, before = Judge(generator, latents, draws), generator.counter.forward
+    first = judge(torch.stack([torch.stack([a, b, a]), torch.stack([c, c, c])]))
+    assert generator.counter.forward - before == (2 + 1) * 3
+    expected = candidate_losses(generator, latents, torch.stack([torch.stack([a, b]), torch.stack([c, c])]), draws)
+    torch.testing.assert_close(first[:, :2], expected)
+    assert torch.equal(first[:, 0], first[:, 2])
+    again, before = Judge(generator, latents, draws), generator.counter.forward
+    again.load_state_dict(judge.state_dict())
+    assert torch.equal(again(torch.stack([b, c])[:, None])[:, 0], first[:, 1])
+    assert generator.counter.forward == before
+
+
+def test_a_session_hears_of_every_step_and_stops_before_the_next_call(inverter_of, targets):
+    class Stop(Exception):
+        pass
+
+    class Listener(Session):
+        def __init__(self, stop_at: int = 0) -> None:
+            super().__init__()
+            self.heard, self.calls, self.stop_at = [], 0, stop_at
+
+        def report(self, stage, done, total):
+            self.heard.append((stage, done, total))
+
+        def check_stop(self):
+            self.calls += 1
+            if self.calls == self.stop_at:
+                raise Stop
+
+    inverter = inverter_of("method=ph2p_plus", *LBFGS[1:4], "method.budget=700", "method.search.draws=2")
+    steps, whole = plan(inverter.cfg.method), Listener()
+    inverter(targets[:2], whole)
+    totals = {"optimising": steps.epochs, "searching": steps.rounds, "choosing": 2, "measuring": 1}
+    assert whole.heard[:4] == [(stage, 0, total) for stage, total in reversed(totals.items())]
+    assert whole.heard[4:] == [(stage, k, total) for stage, total in totals.items() for k in range(1, total + 1)]
+    for stop_at in (1, whole.calls // 3, whole.calls // 2, whole.calls):  # in different stages
+        session = Listener(stop_at)
+        with counted(inverter.generator.denoiser) as rows, pytest.raises(Stop):
+            inverter(targets[:2], session)
+        assert session.calls == stop_at and bool(rows["forward"]) == (stop_at > 1)
+    assert not inverter.generator.denoiser._forward_pre_hooks
+
+
+def test_an_unknown_objective_is_one_line(generator):
+    with pytest.raises(UserError, match=r"^method\.objective=beauty: choose one of denoising, clip$"):
+        make_objective("beauty", generator, None)
 
 
 def test_the_loss_is_the_pipelines_own(generator, targets):
@@ -180,12 +283,13 @@ def test_a_judge_takes_the_best_length_and_an_epoch_starts_from_the_best_prompt_
     verdicts = torch.tensor([[3.0, 2.0, 2.5, 1.0, 1.5], [torch.nan] * 5, [3.0, 4.0, 2.0, 2.0, 5.0]])
     length = [2, 0, 1]
 
-    def judge(candidates):
-        distance = (torch.arange(candidates.shape[1]) - torch.tensor(length)[:, None]).abs()  # (B, K)
-        asked.append(candidates)
-        return verdicts[:, len(asked) - 1, None] + distance * (len(asked) > 1)
+    class Told(Judge):
+        def __call__(self, candidates):
+            distance = (torch.arange(candidates.shape[1]) - torch.tensor(length)[:, None]).abs()  # (B, K)
+            asked.append(candidates)
+            return verdicts[:, len(asked) - 1, None] + distance * (len(asked) > 1)
 
-    before, after, _ = fitted(vocabulary, snap=True, judge=judge)
+    before, after, _ = fitted(vocabulary, snap=True, judge=Told(generator, torch.zeros(3), None))
     best, kept = asked[0][:, 0], []
     for epoch in range(4):
         start = vocabulary.embeddings[best]
@@ -291,9 +395,9 @@ def test_counted_samples_are_what_the_denoiser_sees_and_no_weight_changes(invert
 def test_a_snapped_candidate_is_ranked_by_its_own_loss(generator, inverter_of, targets):
     inverter = inverter_of("method=sgd", "method.budget=600", "method.selection.shortlist=4")
     batch = Batch(targets, inverter.generator, inverter.scorer)
-    pool, _, _ = inverter.optimise(batch, lambda share, what: None)
+    pool, _, _ = inverter.optimise(batch, Session())
     data = InversionData(
-        batch.latents, batch.ids, 0, inverter.cfg.method.draws, 1, tuple(inverter.cfg.method.timesteps)
+        batch.latents, batch.keys, 0, inverter.cfg.method.draws, 1, tuple(inverter.cfg.method.timesteps)
     )
     for epoch in range(3):  # the candidate number e was evaluated on the draws of epoch e, where it was the start
         latents, draws = data.batch(epoch, 0)

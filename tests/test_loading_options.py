@@ -9,6 +9,7 @@ from checkpoints import TEXT, prediction
 from pipelines import save_family, save_pipeline
 
 from ph2p.errors import UserError
+from ph2p.models.counter import Spent
 from ph2p.models.generators import load_generator
 
 
@@ -85,7 +86,8 @@ def test_a_compiled_denoiser_gives_the_same_predictions_and_gradients(folders):
         found, expected = (rows_of(generator, rows) for generator in (compiled, plain))
         for ours, theirs in zip(found, expected, strict=True):
             torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-4)
-    assert compiled.denoiser._compiled_call_impl is not None
+    assert compiled.counter.read() == plain.counter.read() == Spent(4, 4)
+    assert hasattr(compiled.denoiser.forward, "_torchdynamo_orig_callable")
 
 
 def rows_of(generator, rows):

@@ -16,7 +16,7 @@ from ph2p.evaluation.metrics import rouge
 from ph2p.evaluation.result import as_record
 from ph2p.evaluation.texts import readable
 from ph2p.files import as_json
-from ph2p.run.logs import FIGURES, RunLog, make_loggers
+from ph2p.run.logs import VALUES, RunLog, make_loggers
 from ph2p.run.results import ResultsFolder
 
 
@@ -30,7 +30,7 @@ def test_the_table_is_only_ever_added_to(tmp_path):
     assert table.read_bytes().startswith(whole)
     with table.open(newline="", encoding="utf-8") as file:
         header, *rows = csv.reader(file)
-    assert header == ["image_id", "epoch", *FIGURES]
+    assert header == ["image_id", "epoch", *VALUES]
     later = [names[1], "1", str(0.1 + 0.2), "", "", "", ""]
     assert rows == [[name, "0", "0.5", "", "", "17", ""] for name in names] + [later]
     older = table.read_bytes().replace(b",search_loss\n", b"\n", 1)

@@ -73,10 +73,10 @@ def test_results_do_not_depend_on_the_rows_at_once(inverter_of, targets):
                 assert ours == pytest.approx(theirs, rel=1e-3)  # L-BFGS magnifies the last bits
             assert not generator.predict.failures
         generator.microbatch = MicroBatch()
-        generator.predict = SmallDevice(predict, 10, 4)
+        generator.predict = SmallDevice(predict, 10, 2)
         found_out = inverter(targets)
-        assert generator.predict.failures[True] == 1  # 3 images x 3 draws are 9 rows, then 4, and never again
-        assert generator.microbatch.learned["gradient"] <= 4 < generator.microbatch.learned["forward"] <= 10
+        assert generator.predict.failures == {True: 1, False: 1}  # a prompt's 3 draws, then 1, and never again
+        assert generator.microbatch.learned == {"gradient": 1, "forward": 8}
         assert [r.prompt for r in found_out] == [r.prompt for r in whole]
         assert [r.forward_samples for r in found_out] == [r.forward_samples for r in whole]
     finally:

@@ -1,6 +1,7 @@
 """BatchedLBFGS row by row against scipy, torch and the definitions in the literature."""
 
 import io
+from dataclasses import fields
 from itertools import pairwise
 
 import pytest
@@ -9,8 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
-from ph2p.inversion.lbfgs import LINE_SEARCHES, BatchedLBFGS, History
-from ph2p.inversion.line_search import Point, advance, begin
+from ph2p.inversion.descent import LINE_SEARCHES, History, LBFGSOptions
+from ph2p.inversion.lbfgs import BatchedLBFGS, LBFGSKeywords
+from ph2p.inversion.line_search import Point, advance, start_search
 
 torch.set_num_threads(1)
 double = torch.float64
@@ -205,7 +207,7 @@ def test_line_search_satisfies_strong_wolfe_on_functions_made_to_be_hard(c2):
 
     kind = torch.arange(3).repeat_interleave(4)
     start = at(torch.zeros(12, dtype=double))
-    search = begin(start, torch.tensor([1e-3, 1e-1, 1e1, 1e3], dtype=double).repeat(3))
+    search = start_search(start, torch.tensor([1e-3, 1e-1, 1e1, 1e3], dtype=double).repeat(3))
     c1, found = 1e-3, torch.full((12,), torch.nan, dtype=double)
     for _ in range(13):
         search, accepted = advance(search, at(search.trial), c1, c2)
@@ -312,7 +314,7 @@ def test_two_loop_recursion_is_the_inverse_bfgs_update():
         for row, kept in enumerate([k < 1, False, k < 3, True]):
             pairs[row] += [(s[row], y[row])] if kept else []
     gradient = normal(4, size, seed=40)
-    product = history.times(gradient)
+    product = history.inverse_hessian_product(gradient)
     assert history.filled().tolist() == [True, False, True, True]
     for row in range(4):
         inverse = identity = torch.eye(size, dtype=double)
@@ -389,3 +391,7 @@ def test_misuse_is_refused():
         optimizer.step(lambda: (x**2).sum())
     with pytest.raises(ValueError, match="no gradient"):
         optimizer.step(lambda: (x**2).sum(-1))
+
+
+def test_the_keywords_for_type_checkers_are_the_options():
+    assert LBFGSKeywords.__annotations__ == {field.name: field.type for field in fields(LBFGSOptions)}

@@ -1,5 +1,6 @@
 """Several ranks: each image once, the results of one rank, and nobody is harmed by another's end."""
 
+import io
 import json
 import os
 import random
@@ -18,8 +19,8 @@ from runs import SMALL, Runner, ended, found, lines, make_pictures
 from ph2p import invert
 from ph2p.errors import UserError
 from ph2p.report.records import read_results
-from ph2p.run.ranks import IndependentRanks, check_environment
-from ph2p.run.shares import batches, share
+from ph2p.run.ranks import Ranks, pass_on, trainer_options
+from ph2p.run.shares import batches, belongs
 
 TRAIN = Path(__file__).resolve().parents[1] / "train.py"
 
@@ -27,14 +28,19 @@ TRAIN = Path(__file__).resolve().parents[1] / "train.py"
 # --- who does what ------------------------------------------------------------------------------------------------
 
 
-def test_shares_are_a_partition_and_even():
-    for total in (0, 1, 5, 17):
-        for shards, world in ((1, 1), (1, 2), (3, 1), (3, 4)):
-            cut = [share(total, (i, shards), rank, world) for i in range(shards) for rank in range(world)]
-            assert sorted(k for part in cut for k in part) == list(range(total))
-            for i in range(shards):
-                sizes = [len(share(total, (i, shards), rank, world)) for rank in range(world)]
-                assert max(sizes) - min(sizes) <= 1
+def test_every_image_belongs_to_one_rank_of_one_shard_whatever_else_there_is():
+    ids = [f"{k}.png" for k in range(400)]
+    for shards, world in ((1, 1), (1, 2), (3, 1), (3, 4)):
+        cut = [
+            [name for name in ids if belongs(name, (i, shards), rank, world)]
+            for i in range(shards)
+            for rank in range(world)
+        ]
+        assert sorted(name for part in cut for name in part) == sorted(ids)
+        mean = len(ids) / len(cut)
+        assert all(abs(len(part) - mean) <= 3 * mean**0.5 for part in cut)
+        assert {name for name in ids if belongs(name, (0, shards))} == {name for part in cut[:world] for name in part}
+    assert [belongs("żaba.png", (0, 2)), belongs("żaba.png", (1, 2))].count(True) == 1
 
 
 def test_batches_keep_their_composition_through_interruptions():
@@ -75,7 +81,7 @@ def place(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def words(place, model_overrides) -> list[str]:
     pictures = make_pictures(place / "pictures")
-    return [*SMALL, *model_overrides, "data.batch_size=1", f"output={place}/out", f"data.path={pictures}"]
+    return [*SMALL, *model_overrides, "batch_size=1", f"output={place}/out", f"data.path={pictures}"]
 
 
 @pytest.fixture(scope="module")
@@ -93,10 +99,27 @@ def test_two_ranks_find_what_one_finds(place, runner, alone):
     assert runner.ranks(2, "name=two") == [0, 0]
     folder = place / "out" / "two"
     assert found(folder) == alone
-    parts = {path.name: len(path.read_text().splitlines()) for path in (folder / "results").iterdir()}
-    assert parts == {"part-00000.jsonl": 3, "part-00001.jsonl": 2}
+    parts = {path.name: {record["image_id"] for record in map(json.loads, path.open())} for path in parts_of(folder)}
+    assert parts == {f"part-{k:05d}.jsonl": {name for name in alone if belongs(name, (0, 1), k, 2)} for k in (0, 1)}
     page = (folder / "index.html").read_text(encoding="utf-8")
     assert all(name in page for name in alone)
+
+
+def parts_of(folder: Path) -> list[Path]:
+    return sorted((folder / "results").iterdir())
+
+
+def test_a_picture_that_appears_between_two_listings_loses_and_doubles_nothing(place, runner, alone):
+    """The second rank sees a list with one more picture, first in the order, than the first rank has seen."""
+    pictures, folder = make_pictures(place / "growing"), place / "out" / "growing"
+    words = ("name=growing", f"data.path={pictures}", "trainer.devices=2")
+    assert runner.run(*words, LOCAL_RANK=0) in (0, 1)  # the other's are missing
+    (pictures / "-1.png").write_bytes((pictures / "4.png").read_bytes())
+    assert runner.run(*words, LOCAL_RANK=1) in (0, 1)
+    results = found(folder)
+    assert results.keys() - {"-1.png"} == alone.keys()
+    assert runner.ranks(2, *words[:2]) == [0, 0]
+    assert found(folder).keys() == alone.keys() | {"-1.png"}
 
 
 def test_more_ranks_than_images(place, runner, alone):
@@ -108,13 +131,13 @@ def test_another_number_of_ranks_continues(place, runner, alone):
     """Killed with two ranks and two images a batch, continued with three, one, and none of the images is lost."""
     folder, chance = place / "out" / "changing", random.Random(1)
     for world in (2, 3, 2, 1):
-        devices = (f"trainer.devices={world}", "name=changing", "data.batch_size=2")
+        devices = (f"trainer.devices={world}", "name=changing", "batch_size=2")
         processes = [runner.start(*devices, LOCAL_RANK=rank) for rank in range(world)]
         time.sleep(chance.uniform(0.3, 0.8))
         for process in processes:
             os.kill(process, signal.SIGKILL)
             ended(process)
-    assert runner.ranks(2, "name=changing", "data.batch_size=2") == [0, 0]
+    assert runner.ranks(2, "name=changing", "batch_size=2") == [0, 0]
     assert {name: record["status"] for name, record in found(folder).items()} == dict.fromkeys(alone, "ok")
     assert len(lines(folder)) == 5
     assert not list((folder / "checkpoints").iterdir())
@@ -129,7 +152,7 @@ def test_shards_share_a_folder(place, runner, alone):
     for name in marks:
         (folder / "checkpoints" / name).touch()
     for i in range(3):
-        assert runner.run("name=shards", f"data.shard={i}/3") == 0
+        assert runner.run("name=shards", f"shard={i}/3") == 0
         marks = {name for name in marks if not name.startswith(f"part-{i}-")}
         assert {path.name for path in (folder / "checkpoints").iterdir()} == marks
     assert found(folder) == alone
@@ -176,8 +199,8 @@ def test_tensorboard_shows_the_images_of_all_ranks(place, runner):
     """And of an earlier run in the folder, here one of a shard; a tag holds each epoch once."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    words = ("name=board", "logger=tensorboard", "data.batch_size=2")
-    assert runner.run(*words, "data.shard=0/3") == 0
+    words = ("name=board", "logger=tensorboard", "batch_size=2")
+    assert runner.run(*words, "shard=0/3") == 0
     assert runner.ranks(2, *words) == [0, 0]
     folder = place / "out" / "board"
     events = EventAccumulator(str(folder / "logs" / "tensorboard"))
@@ -252,7 +275,8 @@ def test_a_started_rank_dies_and_then_the_whole_run(place, words, runner):
     assert (process.returncode, errors) == (1, "")
     assert "rank 1 ended with exit code -9" in output and "missing: the same command continues" in output
     part = (folder / "results" / "part-00000.jsonl").read_text()
-    assert len(part.splitlines()) == 4  # its own are all finished
+    own = [name for name in os.listdir(pictures) if belongs(name, (0, 1), 0, 2)]
+    assert len(part.splitlines()) == len(own)  # all of its own are finished
 
     process = start(words, *more)
     wait_for(lambda: "LOCAL_RANK=1" in environment_of(process), process)
@@ -276,6 +300,14 @@ def environment_of(process: subprocess.Popen) -> str:
         return Path(f"/proc/{child_of(process)}/environ").read_text()
     except (ValueError, OSError):
         return ""
+
+
+@pytest.mark.slow
+def test_what_no_rank_can_load_is_said_once(place, words):
+    process = start(words, "name=absent", "trainer.devices=2", f"scorer.path={place}/pictures")
+    _, errors = process.communicate(timeout=300)
+    assert process.returncode == 2 and errors.startswith("error: ") and errors.count("\n") == 1, errors
+    assert not (place / "out" / "absent").exists()
 
 
 @pytest.mark.slow
@@ -304,21 +336,21 @@ def test_python_stays_in_its_process(words):
         invert(TRAIN, [*words, "trainer.devices=2"])
 
 
-def test_the_strategy_keeps_every_rank_to_itself(monkeypatch):
-    """In a fit too: no process group, no wrapping, values stay one's own; every rank may write."""
-    import torch
+def test_a_rank_is_alone_in_the_eyes_of_lightning(monkeypatch):
+    """No process group and no other rank, whoever has started it; its loggers write."""
     from lightning.pytorch.utilities import rank_zero_only
 
+    trainer = {"accelerator": "cpu", "devices": 2, "num_nodes": 1, "precision": "bf16-mixed"}
     monkeypatch.setattr(rank_zero_only, "rank", 1)
     monkeypatch.setenv("LOCAL_RANK", "1")
-    options = dict(accelerator="cpu", devices=2, logger=False, enable_checkpointing=False)
-    trainer = L.Trainer(strategy=IndependentRanks(), **options)
-    trainer.strategy.setup_environment()
-    strategy, mine = trainer.strategy, torch.tensor([3.0])
-    assert (strategy.global_rank, strategy.world_size, strategy.is_global_zero) == (1, 2, True)
-    assert not torch.distributed.is_initialized()
-    assert rank_zero_only.rank == 0
-    strategy.barrier()
-    assert strategy.reduce(mine) is mine and strategy.broadcast(mine) is mine and strategy.all_gather(mine) is mine
-    assert strategy.reduce_boolean_decision(False, all=False) is False
-    check_environment(strategy.cluster_environment, 2, 1)
+    ranks = Ranks(trainer)
+    assert (ranks.rank, ranks.world, ranks.device.type, rank_zero_only.rank) == (1, 2, "cpu", 0)
+    alone = L.Trainer(**trainer_options(trainer), logger=False, enable_checkpointing=False)
+    assert (alone.world_size, alone.global_rank, alone.is_global_zero, alone.precision) == (1, 0, True, "32-true")
+    assert type(alone.strategy).__name__ == "SingleDeviceStrategy"
+
+
+def test_what_started_ranks_say_is_passed_on_once(capfd):
+    files = [io.BytesIO(text) for text in (b"error: x\n", b"error: y\n", b"error: y\n")]
+    pass_on(files, "error: x")  # which the first rank says itself
+    assert capfd.readouterr().err == "error: y\n"

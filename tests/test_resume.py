@@ -6,17 +6,20 @@ import random
 import signal
 import subprocess
 from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
-from runs import QUICK, SMALL, Runner, found, kill_after, lines, make_pictures
+from runs import QUICK, SMALL, Runner, Watched, found, kill_after, lines, make_pictures
 
-from ph2p import inverter
+from ph2p.config.compose import load_config
 from ph2p.errors import UserError
-from ph2p.inversion.module import PromptInversion
-from ph2p.run import engine
+from ph2p.report.records import read_results
+from ph2p.run import session
 from ph2p.run.checkpoint import BatchCheckpoint
+from ph2p.run.remeasure import remeasure, repaint
 from ph2p.run.results import ResultsFolder
 
 SHM = Path("/dev/shm")  # in memory: a checkpoint is flushed to the disk after every epoch
@@ -75,29 +78,29 @@ def test_killed_at_random_moments(place, runner, undisturbed):
 
 
 def crash_after(steps: int):
-    """Let the run raise an error at its report number `steps`: an epoch, a round of the search, a phase."""
+    """Let the run raise an error at its report number `steps`, not counting that a stage is announced."""
+    left = [steps]
 
-    def install() -> None:
-        call, left = inverter.Inverter.__call__, [steps]
+    def call(inverter, targets, session):
+        return inverter(targets, Reporting(session))
 
-        def counting(self, targets, report, checkpoint):
-            def count(share, what):
-                report(share, what)
-                left[0] -= 1
-                if left[0] <= 0:
-                    raise RuntimeError(what)
+    class Reporting(Watched):
+        def __init__(self, session):
+            super().__init__(session, lambda: None)
 
-            return call(self, targets, count, checkpoint)
+        def report(self, stage, done, total):
+            super().report(stage, done, total)
+            left[0] -= bool(done)
+            if left[0] <= 0:
+                raise RuntimeError(stage)
 
-        inverter.Inverter.__call__ = counting
-
-    return install
+    return call
 
 
 def test_an_error_after_every_single_epoch_and_round(place, runner, undisturbed):
     folder, crashes = place / "out" / "crashing", 0
-    # The two last reports of a batch lie behind the last checkpoint, so three steps are needed to get over them.
-    while (code := runner.run("name=crashing", before=crash_after(3))) != 0:
+    # The three last reports of a batch lie behind the last checkpoint, so four steps are needed to get over them.
+    while (code := runner.run("name=crashing", call=crash_after(4))) != 0:
         assert code == 70 and crashes < 60
         crashes += 1
     assert crashes >= 10
@@ -110,15 +113,11 @@ def test_an_image_without_a_prompt_fails_alone_through_interruptions(place, runn
     def overflow():
         runner.overflow(place / "pictures" / "1.png")
 
-    def interrupted():
-        overflow()
-        crash_after(3)()
-
     assert runner.run("name=overflow", before=overflow) == 1
     expected = found(place / "out" / "overflow")
     assert {name for name, record in expected.items() if record["status"] == "failed"} == {"1.png"}
     assert all(expected[name]["prompt"] == undisturbed[name]["prompt"] for name in expected if name != "1.png")
-    while (code := runner.run("name=overflowing", before=interrupted)) == 70:
+    while (code := runner.run("name=overflowing", before=overflow, call=crash_after(4))) == 70:
         pass
     assert code == 1 and found(place / "out" / "overflowing") == expected
     assert runner.run("name=overflowing", before=overflow) == 1
@@ -127,50 +126,67 @@ def test_an_image_without_a_prompt_fails_alone_through_interruptions(place, runn
 
 
 def test_a_kill_between_the_records_of_a_batch(place, runner, undisturbed):
-    def install():
-        write, written = engine.write, []
-
-        def once(result, results):
-            if len(written) == 1:
+    def call(inverter, targets, session):
+        for number, result in enumerate(inverter(targets, session)):
+            if number == 1:
                 os.kill(os.getpid(), signal.SIGKILL)
-            written.append(write(result, results))
+            yield result
 
-        engine.write = once
-
-    assert runner.run("name=between", before=install) == -signal.SIGKILL
+    assert runner.run("name=between", call=call) == -signal.SIGKILL
     assert [record["image_id"] for record in lines(place / "out" / "between")] == ["0.png"]
     assert runner.run("name=between") == 0
     assert found(place / "out" / "between") == undisturbed
 
 
+def stopping_at(runner: Runner, log: Path, call: int):
+    """Note every call of the denoiser in `log`, and send this process SIGTERM at number `call`."""
+
+    def install() -> None:
+        log.write_bytes(b"")
+
+        def note(*_) -> None:
+            log.write_bytes(log.read_bytes() + b".")
+            if len(log.read_bytes()) == call:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+        runner.inverter.generator.denoiser.register_forward_pre_hook(note)
+
+    return install
+
+
+def test_sigterm_ends_a_run_before_the_next_call_of_the_denoiser(place, runner, undisturbed):
+    """Within a step of L-BFGS, a round of the search, the selection and the measurement: no call follows the signal."""
+    log = place / "calls"
+    assert runner.run("name=counted", before=stopping_at(runner, log, 0)) == 0
+    calls, stops = len(log.read_bytes()), 0
+    for call in range(5, calls, max(1, calls // 15)):
+        assert runner.run(f"name=stop-{call}", before=stopping_at(runner, log, call)) == 143
+        assert len(log.read_bytes()) == call
+        assert runner.run(f"name=stop-{call}") == 0
+        assert found(place / "out" / f"stop-{call}") == undisturbed
+        stops += 1
+    assert stops >= 10
+
+
 @pytest.mark.parametrize("method", ["soft", "pez_diffusion"])
-def test_sigterm_within_an_epoch(place, runner, model_overrides, method):
-    """AdamW's state and the position among the epoch's draws are in the checkpoint, and no step is repeated."""
+def test_sigterm_within_an_epoch_of_several_steps(place, runner, model_overrides, method):
+    """AdamW's state and the position among the epoch's draws are in the checkpoint; finished steps are not repeated."""
     fixed = [f"output={place}/out", f"data.path={place}/pictures", "method.budget=60", "method.selection.shortlist=2"]
-    runner = Runner([*QUICK, *model_overrides, f"method={method}", "method.steps=5", *fixed])
+    runner, log = Runner([*QUICK, *model_overrides, f"method={method}", "method.steps=5", *fixed]), place / "steps"
 
-    def counted(stop_at: int):
-        def install():
-            step, count, log = PromptInversion.training_step, [0], place / f"{method}-steps"
-
-            def training_step(self, batch, batch_index):
-                count[0] += 1
-                if count[0] == stop_at:
-                    os.kill(os.getpid(), signal.SIGTERM)
-                log.write_bytes((log.read_bytes() if log.exists() else b"") + b".")
-                return step(self, batch, batch_index)
-
-            PromptInversion.training_step = training_step
+    def stop(call: int):
+        def install() -> None:
+            session.PAUSE = 0.0  # a step takes no time here, and ten seconds elsewhere are worth saving
+            stopping_at(runner, log, call)()
 
         return install
 
-    assert runner.run(f"name={method}", before=counted(0)) == 0
-    steps = len((place / f"{method}-steps").read_bytes())
-    (place / f"{method}-steps").unlink()
-    for stop_at in (3, 4, 2):
-        assert runner.run(f"name={method}-stopped", before=counted(stop_at)) == 143
-    assert runner.run(f"name={method}-stopped", before=counted(0)) == 0
-    assert len((place / f"{method}-steps").read_bytes()) == steps
+    assert runner.run(f"name={method}") == 0
+    for evaluations in (3, 4):  # of both images, each by a call of its own
+        assert runner.run(f"name={method}-stopped", before=stop(2 * (1 if evaluations == 4 else 3) + 1)) == 143
+        (file,) = (place / "out" / f"{method}-stopped" / "checkpoints").iterdir()
+        assert torch.load(file, weights_only=True)["state_dict"]["evaluations"] == evaluations
+    assert runner.run(f"name={method}-stopped") == 0
     assert found(place / "out" / f"{method}-stopped") == found(place / "out" / method)
 
 
@@ -180,7 +196,7 @@ def test_sigterm_within_an_epoch(place, runner, model_overrides, method):
 @pytest.fixture(scope="module")
 def stopped(place, runner) -> Path:
     """The folder of a run that was stopped in the middle of its first batch."""
-    assert runner.run("name=stopped", before=crash_after(2)) == 70
+    assert runner.run("name=stopped", call=crash_after(2)) == 70
     return place / "out" / "stopped"
 
 
@@ -196,7 +212,7 @@ def test_a_checkpoint_is_small_whole_and_holds_nothing_frozen(stopped):
         "first_losses",
         "evaluations",
     }
-    assert content["ph2p"]["image_ids"] == ["0.png", "1.png"]
+    assert list(content["ph2p"]["images"]) == ["0.png", "1.png"]
     assert not [path for path in stopped.rglob(".*") if path.is_file()]  # no half-written file is left behind
 
 
@@ -228,12 +244,84 @@ def test_a_broken_checkpoint_gives_one_line(tmp_path):
         assert BatchCheckpoint(path, {}).read(force=True) == []
 
 
+# --- what a folder says is so -------------------------------------------------------------------------------------
+
+
+def test_a_replaced_picture_is_inverted_anew(place, runner, undisturbed, capfd):
+    """Under its old name, finished or in the batch that was interrupted; the others are left as they are."""
+    pictures, folder = make_pictures(place / "replaced"), place / "out" / "replaced"
+    words = ("name=replaced", f"data.path={pictures}")
+    assert runner.run(*words) == 0 and found(folder).keys() == undisturbed.keys()
+    before = found(folder)
+    (pictures / "1.png").write_bytes((pictures / "4.png").read_bytes())
+    assert runner.run(*words) == 0
+    after = found(folder, "1.png")
+    assert after["1.png"]["prompt"] == before["4.png"]["prompt"] != before["1.png"]["prompt"]
+    assert {name: after[name] for name in after if name != "1.png"} == {
+        name: before[name] for name in before if name != "1.png"
+    }
+    assert runner.run(*words, "name=begun", call=crash_after(2)) == 70
+    (pictures / "0.png").write_bytes((pictures / "4.png").read_bytes())
+    assert runner.run(*words, "name=begun") == 0
+    assert found(place / "out" / "begun")["0.png"]["prompt"] == before["4.png"]["prompt"]
+
+
+def test_force_does_anew_what_was_made_with_other_settings(place, runner, undisturbed):
+    folder = place / "out" / "forced"
+    assert runner.run("name=forced") == 0
+    assert runner.run("name=forced", "evaluation.renders=2") == 2
+    assert runner.run("name=forced", "evaluation.renders=2", "resume=force", call=crash_after(9)) == 70
+    assert runner.run("name=forced", "evaluation.renders=2") == 0  # what is left, without force
+    records = read_results(folder)
+    assert len({record["settings"] for record in records}) == 1 and len(records) == 5
+    assert {len(record["files"]["renderings"]) for record in records} == {2}
+    assert len(lines(folder)) == 10
+    assert runner.run("name=forced", "resume=force") == 0
+    assert not list(folder.rglob("rendering-1.png"))
+    assert {name: record["loss"] for name, record in found(folder, *undisturbed).items()} == {
+        name: record["loss"] for name, record in undisturbed.items()
+    }
+
+
+def test_finished_prompts_are_measured_and_rendered_anew(place, runner, undisturbed):
+    folder = place / "out" / "again"
+    assert runner.run("name=again") == 0
+    load = partial(replace, runner.inverter)  # of a configuration
+    first = {record["image_id"]: record for record in read_results(folder)}
+    assert repaint(folder, ["evaluation.renders=2"], lambda cfg: load(cfg=cfg)) == 5
+    second = {record["image_id"]: record for record in read_results(folder)}
+    assert remeasure(folder, ["evaluation.draws=3"], lambda cfg: load(cfg=cfg)) == 5
+    third = {record["image_id"]: record for record in read_results(folder)}
+    for name, record in first.items():
+        assert record["prompt"] == second[name]["prompt"] == third[name]["prompt"]
+        assert record["loss"] == second[name]["loss"] != third[name]["loss"]
+        assert record["forward_samples"] == third[name]["forward_samples"]
+        assert [len(one[name]["files"]["renderings"]) for one in (first, second, third)] == [1, 2, 2]
+        assert [one[name]["measured_with"]["draws"] for one in (first, second, third)] == [2, 2, 3]
+    assert runner.run("name=again", "evaluation.renders=2", "evaluation.draws=3") == 0  # finished, and by the folder
+    assert len(lines(folder)) == 15
+    with pytest.raises(UserError, match=r"method\.draws: decides more"):
+        remeasure(folder, ["method.draws=2"])
+
+
+def test_what_cannot_be_read_in_the_folder_is_an_error_and_not_empty(place, runner, capfd):
+    folder = place / "out" / "unreadable"
+    (folder / "results" / "part-00001.jsonl").mkdir(parents=True)
+    assert runner.run("name=unreadable") == 2
+    (line,) = capfd.readouterr().err.splitlines()
+    assert "part-00001.jsonl: cannot be read" in line
+    (folder / "results" / "part-00001.jsonl").rmdir()
+    (folder / "results" / "part-00001.jsonl").write_text("{}\n")
+    (folder / "config.yaml").write_text("a: [1")
+    assert runner.run("name=unreadable") == 2
+    (line,) = capfd.readouterr().err.splitlines()
+    assert "config.yaml" in line
+
+
 # --- the disk -----------------------------------------------------------------------------------------------------
 
 
 def test_torn_lines_are_completed_or_removed(tmp_path):
-    from ph2p.config.compose import load_config
-
     cfg, whole = load_config([]), json.dumps({"image_id": "a", "status": "ok"})
     part = tmp_path / "results" / "part-00000.jsonl"
     part.parent.mkdir()
@@ -246,8 +334,6 @@ def test_torn_lines_are_completed_or_removed(tmp_path):
 
 
 def test_two_runs_do_not_write_the_same_part(tmp_path, monkeypatch):
-    from ph2p.config.compose import load_config
-
     monkeypatch.setattr("ph2p.run.results.LOCK_PATIENCE", 0.1)
     first = ResultsFolder(tmp_path, load_config([]))
     with pytest.raises(UserError, match="another run is writing it"):

@@ -37,7 +37,7 @@ def place(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def words(place, model_overrides) -> list[str]:
     pictures = make_pictures(place / "pictures", IMAGES)
-    fixed = ["data.batch_size=2", f"output={place}/out", f"data.path={pictures}"]
+    fixed = ["batch_size=2", f"output={place}/out", f"data.path={pictures}"]
     return [*SMALL, *model_overrides, f"method.budget={BUDGET}", *fixed]
 
 
@@ -45,7 +45,7 @@ def words(place, model_overrides) -> list[str]:
 def runner(words) -> Runner:
     """With the model's own denoiser, which is a job's too."""
     runner = Runner(words)
-    del runner.inverter.generator.predict
+    del runner.inverter.generator.pipeline.unet.forward
     return runner
 
 

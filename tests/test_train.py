@@ -2,8 +2,6 @@
 
 import json
 import os
-import re
-import runpy
 import signal
 import subprocess
 import sys
@@ -17,14 +15,12 @@ import torch
 from omegaconf import OmegaConf
 from PIL import Image
 
-from ph2p import invert, load_config, load_inverter
 from ph2p.data import slug
-from ph2p.errors import UserError
 from ph2p.report.records import read_results
 
 TRAIN = Path(__file__).resolve().parents[1] / "train.py"
 SMALL = [
-    *("debug=quick", "data=folder", "data.batch_size=1", "trainer=cpu", "evaluation.draws=4", "generator.steps=2"),
+    *("debug=quick", "data=folder", "batch_size=1", "trainer=cpu", "evaluation.draws=4", "generator.steps=2"),
     *(
         "method.budget=200",
         "method.judge_draws=1",
@@ -45,14 +41,24 @@ for words in json.loads(sys.argv[1]):
 """
 
 
+def drive(commands: list[list[str]], cwd: Path) -> list[str]:
+    """What commands in one process say on stderr: of each its complaint, and its exit code as <2>."""
+    driver = [sys.executable, "-c", DRIVER, json.dumps(commands)]
+    done = subprocess.run(driver, capture_output=True, text=True, cwd=cwd, env=environment(), timeout=300)
+    assert done.returncode == 0 and "Traceback" not in done.stderr, done.stderr
+    lines = done.stderr.splitlines()
+    assert len(lines) == 2 * len(commands), done.stderr
+    return lines
+
+
 def environment() -> dict[str, str]:
     """One thread: on more, sums of floats may be added up in another order."""
     return os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(TRAIN.parent), "HF_HUB_OFFLINE": "1"}
 
 
-def train(*words: str, cwd: Path) -> subprocess.CompletedProcess:
-    command = [sys.executable, str(TRAIN), *words]
-    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=environment(), timeout=300)
+def train(*words: str, cwd: Path, **variables: str) -> subprocess.CompletedProcess:
+    command, surroundings = [sys.executable, str(TRAIN), *words], environment() | variables
+    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=surroundings, timeout=300)
 
 
 def make_pictures(folder: Path) -> Path:
@@ -125,8 +131,8 @@ def test_the_results_folder_is_complete(place, records):
             assert record[key] is None, key  # no ground truth
         files, stem = record["files"], slug(name)
         assert files["target"] == f"images/{stem}/target.png"
-        assert files["samples"] == [f"images/{stem}/sample-0.png"]
-        for path in (files["target"], *files["samples"]):
+        assert files["renderings"] == [f"images/{stem}/rendering-0.png"]
+        for path in (files["target"], *files["renderings"]):
             assert Image.open(folder / path).size == (16, 16)
         content = json.loads((folder / files["candidates"]).read_text(encoding="utf-8"))
         assert files["candidates"] == f"candidates/{stem}.json"
@@ -136,7 +142,7 @@ def test_the_results_folder_is_complete(place, records):
     page = (folder / "index.html").read_text(encoding="utf-8")
     assert all(record["prompt"] in page for record in records.values() if record["status"] == "ok")
     assert "Übung 星.png" in page and "broken.png" in page
-    assert not list(folder.rglob("*.partial"))
+    assert not [path for path in folder.rglob(".*") if path.is_file()]  # no half-written file is left behind
 
 
 @contextmanager
@@ -196,7 +202,7 @@ def test_a_killed_run_continues_to_the_same_results(place, command, records):
         ours, theirs = dict(continued[name]), dict(records[name])
         assert ours.pop("seconds") != theirs.pop("seconds") and ours.pop("peak_memory") and theirs.pop("peak_memory")
         assert ours == theirs  # losses too, to the last bit
-        for path in (ours["files"]["candidates"], ours["files"]["target"], *ours["files"]["samples"]):
+        for path in (ours["files"]["candidates"], ours["files"]["target"], *ours["files"]["renderings"]):
             assert (folder / path).read_bytes() == (place / "out" / "first" / path).read_bytes()
 
 
@@ -244,12 +250,7 @@ def test_what_stops_a_run_gives_one_line_and_exit_code_2(place, command, records
     with small_disk(place / "small", "72k") as disk:
         if disk:
             cases.append(([f"output={disk}", "name=a"], "no space left"))
-        words = json.dumps([[*command, *words] for words, _ in cases])
-        driver = [sys.executable, "-c", DRIVER, words]
-        done = subprocess.run(driver, capture_output=True, text=True, cwd=place, env=environment(), timeout=300)
-        assert done.returncode == 0 and "Traceback" not in done.stderr, done.stderr
-        lines = done.stderr.splitlines()
-        assert len(lines) == 2 * len(cases), done.stderr
+        lines = drive([[*command, *words] for words, _ in cases], place)
         for (_, expected), line, code in zip(cases, lines[::2], lines[1::2], strict=True):
             assert line.startswith("error: ") and expected in line and code == "<2>", line
         if disk:
@@ -257,67 +258,41 @@ def test_what_stops_a_run_gives_one_line_and_exit_code_2(place, command, records
             assert survived and len(survived) < len(GOOD)
             for record in survived:
                 assert record["prompt"] == records[record["image_id"]]["prompt"]
-                assert Image.open(disk / "a" / record["files"]["samples"][0]).size == (16, 16)
+                assert Image.open(disk / "a" / record["files"]["renderings"][0]).size == (16, 16)
     assert not (place / "out" / "a").exists()  # nothing is left behind that a better command would trip over
 
 
-def test_ctrl_c_within_a_fit_is_told_from_a_failure(monkeypatch, capsys):
-    def fit(cfg):
-        try:
-            raise KeyboardInterrupt
-        except KeyboardInterrupt:
-            sys.exit(1)  # as Lightning does
-
-    monkeypatch.setattr("ph2p.run.engine.run", fit)
-    assert runpy.run_path(str(TRAIN))["main"]([]) == 130
-    assert capsys.readouterr().err == "stopped; the same command continues\n"
-
-
-def test_a_sweep_runs_the_jobs_after_a_wrong_one(place, command):
-    words = [*command, f"data.path='{place}/my pictures/plain.png'", "name='s${seed}'", "seed=-1,1"]
-    done = train("-m", *words, cwd=place)
-    assert (done.returncode, done.stderr) == (2, "error: seed=-1: give a whole number in [0, 2**62)\n")
-    (record,) = read_results(place / "out" / "s1")
-    assert record["seed"] == 1 and not (place / "out" / "s-1").exists()
-
-
-def test_a_wrong_path_on_the_command_line_and_help(place):
+def test_a_wrong_path_on_the_command_line(place):
     wrong = train("generator.path=no/where", "generator.local_files_only=true", cwd=place)
     assert wrong.returncode == 2 and wrong.stdout == ""
     assert wrong.stderr.startswith("error: no/where: ") and wrong.stderr.count("\n") == 1
-    helped = train("--help", cwd=place)
-    assert (helped.returncode, helped.stderr) == (0, "")
-    groups = re.findall(r"^  (\w+)  +(\w.*)$", helped.stdout.partition("Groups")[2], re.MULTILINE)
-    assert [name for name, _ in groups] == ["data", "debug", "generator", "logger", "method", "scorer", "trainer"]
-    assert dict(groups)["scorer"] == "clip-vit-l-14, embedded, folder, siglip"
-    assert "schema" not in helped.stdout.replace("ph2p/schema.py", "")  # its file, but no option of a group
-    for words in ("data.path=my_images", "ph2p_plus", "batch_size:", "name='seed-${seed}'"):
-        assert words in helped.stdout
-    assert not (place / "outputs").exists()
+    assert not (place / "outputs" / "examples-ph2p_plus").exists()
 
 
-def test_help_whose_reader_has_gone_says_nothing():
-    reader, writer = os.pipe()
-    os.close(reader)
-    command = [sys.executable, str(TRAIN), "--help"]
-    done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, env=environment(), timeout=300)
-    os.close(writer)
-    assert (done.returncode, done.stderr) == (128 + signal.SIGPIPE, b"")
+def test_what_is_quick_is_checked_before_a_model_is_looked_for(place, records):
+    """A path that is not there, an output that cannot be written, a changed key: whatever the model is."""
+    absent = ["generator.path=no/where", "scorer.path=no/where", "trainer=cpu"]
+    there, out = f"data.path={place}/my pictures", f"output={place}/out"
+    cases = [
+        (["data=folder", f"data.path={place}/nowhere"], "nowhere: no such file or folder"),
+        (["data=folder", there, f"output={place}/my pictures/plain.png"], "cannot be written"),
+        (["data=folder", there, out, "name=first"], "holds results with"),
+        (["data=folder", there, out, "name=b", "+method.optimizer.bogus=3"], "method.optimizer"),
+    ]
+    said = drive([[*words, *absent] for words, _ in cases], place)
+    for (_, expected), line, code in zip(cases, said[::2], said[1::2], strict=True):
+        assert line.startswith("error: ") and expected in line and code == "<2>", line
 
 
-# --- Python -------------------------------------------------------------------------------------------------------
-
-
-def test_invert_from_python(place, command, model_overrides):
-    overrides = [*SMALL[2:], *model_overrides, "debug=quick"]
-    picture = place / "my pictures" / "plain.png"
-    found = invert(picture, overrides)
-    assert len(found.prompt.split()) == 3 and found.image_id == "plain.png"
-    assert not (place / "outputs").exists() and not Path("outputs/examples-ph2p_plus/plain.png").exists()
-    inverter = load_inverter(load_config(overrides))
-    several = invert([str(picture), Image.open(picture)], inverter=inverter)
-    assert several[0].prompt == found.prompt and several[1].image_id == "image-1"
-    with pytest.raises(UserError, match=r"broken\.png.*not a picture"):
-        invert(place / "my pictures" / "broken.png", inverter=inverter)
-    with pytest.raises(UserError, match="image-0: cannot be read as a picture"):
-        invert(Image.open(place / "my pictures" / "cut.png"), inverter=inverter)
+def test_a_log_has_a_line_a_batch_and_says_what_was_passed_over(place, command, first):
+    assert "1 of 11 images done, 10 left, about " in first.stdout and "11 of 11 images done, none left" in first.stdout
+    pictures = place / "odd"
+    make_pictures(pictures)
+    (pictures / "notes.txt").write_text("no picture")
+    done = train(*command, f"data.path={pictures}", "name=[final] żaba", cwd=place, PYTHONIOENCODING="ascii")
+    folder = place / "out" / "[final] żaba"
+    assert done.returncode == 1 and done.stderr == ""
+    assert "[final] \\u017caba/" in done.stdout
+    if (folder / "passed-over.txt").exists():
+        assert "notes.txt" in (folder / "passed-over.txt").read_text() and "passed over" in done.stdout
+    assert len(read_results(folder)) == len(GOOD) + len(BAD)

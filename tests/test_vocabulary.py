@@ -109,11 +109,24 @@ def test_random_draws_allowed_tokens_and_repeats(vocabulary):
     assert len(draw[0].unique()) > 5
 
 
-def test_read_words(tmp_path):
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_read_words(tmp_path, encoding):
     path = tmp_path / "words.txt"
-    path.write_text("# colours\nred\n\n  café  # with accent\nblue\t1203\ngreen 0.5\nnew york\n", encoding="utf-8")
-    assert read_words(path) == ["red", "café", "blue", "green", "new york"]  # without the counts of a frequency list
+    text = "red # a colour\r\n\r\n  café  # with accent\r\n# nothing\r\nblue\t1203\r\ngreen 0.5\r\n"
+    path.write_bytes(text.encode(encoding))
+    assert read_words(path) == ["red", "café", "blue", "green"]  # without the counts of a frequency list
     path.write_bytes(b"caf\xe9")
     for bad in (path, tmp_path, tmp_path / "missing.txt"):
         with pytest.raises(UserError, match="one word a line"):
             read_words(bad)
+
+
+@pytest.mark.parametrize(
+    ("word", "named"), [("new york", "'new york'"), ("re\u200bd", r"'re\u200bd'"), ("\ufeffred", r"'\ufeffred'")]
+)
+def test_words_that_can_never_match_are_named(tmp_path, word, named):
+    path = tmp_path / "words.txt"
+    path.write_text(f"blue\n{word}\n", encoding="utf-8")
+    with pytest.raises(UserError) as caught:
+        read_words(path)
+    assert str(caught.value).startswith(f"{path}: {named} can never be one word")

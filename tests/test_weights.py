@@ -59,7 +59,7 @@ def test_shapes_are_read_off_pictures_and_not_off_captions():
 @pytest.mark.slow
 def test_ph2p_plus_beats_as_many_samples_of_random_prompts():
     inverter = load_inverter(load_config(["method=ph2p_plus", *OPTIONS]))
-    targets = WorldTargets(4, seed=5, objects=1)
+    targets = WorldTargets(4, seed=5, objects=1, image_size=64)
     scenes = [targets.load(index) for index in range(len(targets))]
     found = inverter(scenes)
     prompts = ["method.restarts=306", "method.selection.shortlist=306"]  # what 5,000 samples pay for

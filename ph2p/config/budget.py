@@ -18,10 +18,10 @@ class Plan:
 def plan(method: schema.MethodConfig) -> Plan:
     """Share a method's budget between optimisation, search and selection.
 
-    The selection costs shortlist x draws forward samples, and finalists x steps x 2 for the renderings (twice
-    for the guidance); an evaluation of the objective N forward and N backward samples a restart, judging the start or
-    one of an epoch's projections `judge_draws` forward samples a restart. A CLIP evaluation is charged like one of
-    the denoiser, so that methods of the same budget take the same number of steps.
+    The selection costs shortlist x draws forward samples, and finalists x steps x 2 for the renderings of the rule
+    "renderings" (twice for the guidance); an evaluation of the objective N forward and N backward samples a restart,
+    judging the start or one of an epoch's projections `judge_draws` forward samples a restart. A CLIP evaluation is
+    charged like one of the denoiser, so that methods of the same budget take the same number of steps.
     Raises UserError when the budget does not pay for one epoch, or for the selection where nothing is optimised.
     """
     choice, search = method.selection, method.search
@@ -29,7 +29,8 @@ def plan(method: schema.MethodConfig) -> Plan:
     if method.optimizer is not None:
         evaluations = method.steps * method.optimizer.get("max_eval", 1)
         epoch_cost = 2 * method.draws * method.restarts * evaluations + judged * len(method.projection_scales)
-    selection = choice.shortlist * choice.draws + 2 * choice.finalists * choice.steps + judged
+    selection = choice.shortlist * choice.draws + judged
+    selection += 2 * choice.finalists * choice.steps if choice.rule == "renderings" else 0
     rest, enough, rounds = method.budget - selection, selection + epoch_cost, 0
     if search:
         start = choice.shortlist * search.draws + search.starts * search.draws

@@ -1,12 +1,15 @@
-"""The configuration's schema: every key with its type, meaning and range. YAML files in `configs/` fill it in.
+"""The configuration's schema: every key with its type, default, meaning and range. YAML files in `configs/` fill it in.
 
-Hydra checks types and unknown keys against these classes; `ph2p.config` composes, and checks the ranges.
+Hydra checks types against these classes; `load_config` returns objects of them, whose ranges are checked when they
+are made. The comment behind a key is what `--help` says of it.
 """
 
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
-from omegaconf import MISSING
+from ph2p.config import checks
+from ph2p.errors import UserError
 
 
 @dataclass
@@ -18,155 +21,148 @@ class SearchConfig:
     swaps: int = 32  # evaluated exactly in each round
     starts: int = 1  # best candidates that the search begins with, each a row of its own
 
+    def __post_init__(self) -> None:
+        checks.require(0 < self.share < 1, "method.search.share", self.share, "give a number in (0, 1)")
+        checks.require_whole(self, "method.search.", ("draws", "swaps", "starts"))
+
 
 @dataclass
 class SelectionConfig:
     """How the winner is chosen among the candidates that were visited."""
 
+    rule: str = "renderings"  # the winner has the rendering most like the picture; loss: the lowest loss
     shortlist: int = 12  # distinct candidates that are scored, those with the lowest loss so far
     draws: int = 16  # N of the validation draws
     finalists: int = 3  # at most; best of the shortlist that are rendered and ranked by CLIP image similarity
-    margin: float = 0.02  # a finalist's loss exceeds the best one's by this share at most; CLIP decides among equals
+    margin: float = 0.02  # a finalist's loss exceeds the best one's by this part of it at most; CLIP decides among them
     steps: int = 15  # denoising steps of those renderings
+
+    def __post_init__(self) -> None:
+        checks.require_finite("method.selection.margin", self.margin)
+        checks.require_whole(self, "method.selection.", ("shortlist", "draws", "finalists", "steps"))
 
 
 @dataclass
 class MethodConfig:
     """A method of prompt inversion. A new method is a new file in `configs/method/`."""
 
-    name: str = MISSING  # as results and the default folder are labelled
-    budget: int = MISSING  # denoiser samples an image, forward plus backward, everything but the final evaluation
+    name: str  # as results and the default folder are labelled
+    budget: int  # denoiser samples an image, forward plus backward, everything but the final evaluation
     prompt_length: int = 12  # M, in [1, context length - 2]; more than words to find; ignored when `init` is a text
-    init: str = "random"  # "random": tokens drawn from the allowed vocabulary; else the words to start from
-    objective: str = "denoising"  # or "clip": one minus the CLIP similarity of prompt and picture
+    init: str = "random"  # random: tokens drawn from the allowed vocabulary; otherwise the words to start from
+    objective: str = "denoising"  # or clip: one minus the CLIP similarity of prompt and picture
     timesteps: list[int] = field(default_factory=lambda: [500, 1000])  # t in [t_min, t_max)
     draws: int = 4  # N, drawn anew for every step of the optimiser
     smoothing: float = 0.0  # deviation of the prompt's shift in each draw, in units of the vocabulary's own
     steps: int = 1  # optimiser steps an epoch; the prompt is projected at the end of an epoch
-    # N of fixed draws by which the best prompt so far is known, from which an epoch starts; 0: from the last one.
-    judge_draws: int = 0
+    judge_draws: int = 0  # N of fixed draws that tell the best prompt so far, from which an epoch starts; 0: the last
     projection_scales: list[float] = field(default_factory=lambda: [1.0])  # lengths of an epoch's move that it projects
     restarts: int = 1  # prompts an image, each from its own start, as extra rows of the batch
     microbatch: Any = "auto"  # denoiser rows at once; auto: all, and half as many whenever memory runs out
     snap: bool = True  # the next epoch starts from the projected embeddings
     straight_through: bool = False  # project at every evaluation, gradient to the continuous prompt
-    optimizer: Any = None  # constructor call of a torch optimiser (`_target_`); null: keep the start
-    search: SearchConfig | None = None
-    selection: SelectionConfig = field(default_factory=SelectionConfig)
+    optimizer: dict[str, Any] | None = None  # constructor call of a torch optimiser (_target_); null: keep the start
+    search: SearchConfig | None = None  # token swaps after the optimisation; null: none
+    selection: SelectionConfig = field(default_factory=SelectionConfig)  # how the winner is chosen
 
+    def __post_init__(self) -> None:
+        checks.require_whole(self, "method.", ("budget", "prompt_length", "draws", "steps", "restarts"))
+        checks.require_window("method.timesteps", self.timesteps)
+        rows = self.microbatch
+        fits = rows == "auto" or checks.is_whole(rows, 1)
+        checks.require(fits, "method.microbatch", rows, "give auto or a whole number of at least 1")
+        evaluations = (self.optimizer or {}).get("max_eval", 1)
+        wanted = "give a whole number of at least 1"
+        checks.require(checks.is_whole(evaluations, 1), "method.optimizer.max_eval", evaluations, wanted)
+        self._check_smoothing()
+        self._check_projection()
 
-@dataclass
-class DataConfig:
-    """Which images."""
+    def _check_smoothing(self) -> None:
+        smoothed = self.optimizer is not None and self.objective == "denoising"
+        fits = 0 <= self.smoothing < math.inf and (smoothed or not self.smoothing)
+        wanted = "give 0, or a number above it where an optimizer descends on the loss of method.objective=denoising"
+        checks.require(fits, "method.smoothing", self.smoothing, wanted)
 
-    name: str = MISSING  # part of the default folder's name
-    targets: Any = MISSING  # constructor call of a `ph2p.data.Targets` (`_target_`), without its image size
-    batch_size: int = 8  # images optimised at once; changes speed and memory, not the results
-    shard: str = "0/1"  # i/n: only every n-th image from number i on, as for the task i of a job array
+    def _check_projection(self) -> None:
+        judged = self.optimizer is not None and self.snap and not self.straight_through
+        wanted = (
+            "give 0, or a number above it where an optimizer's epochs end in a projection "
+            "(method.snap=true, method.straight_through=false)"
+        )
+        checks.require(self.judge_draws == 0 or (self.judge_draws > 0 and judged), *self._of("judge_draws"), wanted)
+        scales, key = self.projection_scales, self._of("projection_scales")
+        checks.require(len(scales) > 0 and all(0 < scale < math.inf for scale in scales), *key, "give numbers above 0")
+        checks.require(len(scales) == 1 or self.judge_draws > 0, *key, "more than one needs method.judge_draws")
 
-
-@dataclass
-class FolderConfig(DataConfig):
-    """Picture files."""
-
-    path: str = MISSING  # a folder, searched with its subfolders, or one file
-
-
-@dataclass
-class WorldConfig(DataConfig):
-    """Scenes of the embedded world, with ground truth."""
-
-    count: int = 8  # scenes
-    seed: int = 0  # of the scenes; the run's own is the top-level `seed`
-    objects: int | None = None  # 1, 2, or null for either
-    split: str = "test"  # train, val or test
-
-
-@dataclass
-class SampleConfig(DataConfig):
-    """A data set of which a part may be taken."""
-
-    count: int | None = None  # images; null: all
-    seed: int = 0  # of the sample, 0 or greater; the run's own is the top-level `seed`
-
-
-@dataclass
-class CocoConfig(SampleConfig):
-    """Microsoft COCO; its captions become references."""
-
-    root: str = MISSING  # the folder that holds val2017/ and annotations/
-    split: str = "val2017"  # or train2017
-
-
-@dataclass
-class CaptionedConfig(SampleConfig):
-    """Pictures and captions of any kind; the captions become references."""
-
-    root: str = MISSING  # the folder that the other paths start from
-    captions: str = MISSING  # a .csv, .tsv or .jsonl file, or a folder of text files named like the pictures
-    images: str = "."  # the folder that the file names in `captions` start from
-    file_key: str = "file_name"  # column or key of the file name
-    caption_key: str = "caption"  # column or key of the caption
-    delimiter: str = ","  # between the columns of a .csv, one character
-
-
-@dataclass
-class ShardsConfig(SampleConfig):
-    """Tar shards in the layout of WebDataset; the captions become references."""
-
-    shards: str = MISSING  # a path with {000..009}, {a,b}, * or ? in it
-    caption_key: str = "caption"  # of a .json; a .txt goes before
+    def _of(self, name: str) -> tuple[str, object]:
+        return f"method.{name}", getattr(self, name)
 
 
 @dataclass
 class TokensConfig:
-    """Which words of the model's vocabulary a prompt may use (`ph2p.tokens.TokenFilter`); docs/vocabulary.md."""
+    """Which words of the model's vocabulary a prompt may use (`ph2p.models.tokens.TokenFilter`); docs/vocabulary.md."""
 
     scripts: list[str] = field(default_factory=lambda: ["latin"])  # of all letters, as Unicode names them; []: any
     min_length: int = 2  # letters
-    max_length: int = 20
+    max_length: int = 20  # letters
     frequent: str | None = None  # file of words, a frequency list, say: only these; null: all
     protected: list[str] = field(default_factory=list)  # words that are allowed whatever the rules and lists say
+
+    def __post_init__(self) -> None:
+        checks.expand_paths(self, "frequent")
 
 
 @dataclass
 class GeneratorConfig:
     """Which text-to-image model, and how it paints."""
 
-    name: str = MISSING  # a label; `path` says which model it is
-    path: str = MISSING  # a diffusers folder, a hub id or a single .safetensors checkpoint
+    name: str  # a label; `path` says which model it is
+    path: str  # a diffusers folder, a hub id or a single .safetensors checkpoint
     config: str | None = None  # of a single checkpoint: folder or hub id with its configuration; null: guess the hub id
     revision: str | None = None  # branch, tag or commit on the hub; null: the newest
-    variant: str | None = None  # of the weight files, such as "fp16"
+    variant: str | None = None  # of the weight files, such as fp16
     cache_dir: str | None = None  # where downloads are kept; null: the hub's own cache
     local_files_only: bool = False  # true: never download
     omit: list[str] = field(default_factory=list)  # components to do without: [text_encoder_3] is SD 3 without T5
     lora: str | None = None  # LoRA weights: a .safetensors file, a folder or a hub id
     lora_scale: float = 1.0  # how much of them
     lora_revision: str | None = None  # branch, tag or commit on the hub; null: the newest
-    image_size: int | None = None  # height = width in pixels; null: the model's own
+    image_size: Any = None  # pixels: one number, or [height, width]; null: the model's own
     clip_skip: int | None = None  # CLIP layers passed over at the end, as in diffusers; null: the model's own
     offload: bool = False  # VAE and encoders without a gradient wait on the CPU while they are not needed
     vae_tiling: bool = False  # large pictures go through the VAE in tiles
     gradient_checkpointing: bool = False  # less memory for the denoiser, a third more time
     compile: bool = False  # torch.compile the denoiser: minutes at the start, faster then
-    blocklist: str | None = "${package:models/words/blocklist.txt}"  # file of words that never appear in a prompt; null: none
+    blocklist: str | None = "${package:models/words/blocklist.txt}"  # file of words that no prompt holds; null: none
     allowlist: str | None = None  # file of the only words that may appear, one a line; `tokens` is then passed over
-    tokens: TokensConfig = field(default_factory=TokensConfig)
+    tokens: TokensConfig = field(default_factory=TokensConfig)  # which words of the vocabulary a prompt may use
     steps: int = 30  # denoising steps of the pictures on the results page
     guidance_scale: float = 5.0  # of classifier-free guidance; 1 paints without
     guidance_rescale: float = 0.0  # arXiv 2305.08891, section 3.4
+
+    def __post_init__(self) -> None:
+        checks.expand_paths(self, "path", "config", "cache_dir", "lora", "blocklist", "allowlist")
+        checks.require_whole(self, "generator.", ("steps",))
+        sides = self.image_size if isinstance(self.image_size, list | tuple) else [self.image_size] * 2
+        fits = self.image_size is None or (len(sides) == 2 and all(checks.is_whole(side, 8) for side in sides))
+        wanted = "give a whole number of at least 8, [height, width] of such, or null"
+        checks.require(fits, "generator.image_size", self.image_size, wanted)
+        fits = self.clip_skip is None or self.clip_skip >= 0
+        checks.require(fits, "generator.clip_skip", self.clip_skip, "give a whole number of at least 0, or null")
 
 
 @dataclass
 class ScorerConfig:
     """Which CLIP or SigLIP model ranks finalists and measures similarity; `method.objective=clip` descends on it."""
 
-    name: str = MISSING  # a label; `path` says which model it is
-    path: str = MISSING  # a folder of transformers or a hub id
+    name: str  # a label; `path` says which model it is
+    path: str  # a folder of transformers or a hub id
     revision: str | None = None  # branch, tag or commit on the hub; null: the newest
     cache_dir: str | None = None  # where downloads are kept; null: the hub's own cache
     local_files_only: bool = False  # true: never download
+
+    def __post_init__(self) -> None:
+        checks.expand_paths(self, "path", "cache_dir")
 
 
 @dataclass
@@ -174,23 +170,46 @@ class EvaluationConfig:
     """The final measurement, on draws that served neither the optimisation nor the selection."""
 
     draws: int = 64  # N
-    timesteps: list[int] = field(default_factory=lambda: [500, 1000])  # the same for all methods
+    timesteps: list[int] = field(default_factory=lambda: [500, 1000])  # t in [t_min, t_max), the same for all methods
     renders: int = 3  # pictures painted from the found prompt, and from the true caption where there is one
+
+    def __post_init__(self) -> None:
+        checks.require_whole(self, "evaluation.", ("draws", "renders"))
+        checks.require_window("evaluation.timesteps", self.timesteps)
 
 
 @dataclass
 class Config:
     """The whole configuration."""
 
-    data: DataConfig = MISSING
-    generator: GeneratorConfig = MISSING
-    scorer: ScorerConfig = MISSING
-    method: MethodConfig = MISSING
-    trainer: Any = MISSING  # arguments of lightning.Trainer
-    logger: Any = None  # constructor call of a Lightning logger, or null
-    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    data: dict[str, Any]  # which images: constructor call of a `ph2p.data.Targets` (_target_)
+    generator: GeneratorConfig  # which text-to-image model, and how it paints
+    scorer: ScorerConfig  # which CLIP or SigLIP model ranks finalists and measures similarity
+    method: MethodConfig  # how prompts are found
+    trainer: dict[str, Any]  # arguments of lightning.Trainer
+    name: str  # results go to <output>/<name>
+    logger: dict[str, Any] | None = None  # constructor call of a Lightning logger; {}: only the run's own table
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)  # the final measurement
+    batch_size: int = 8  # images optimised at once; changes speed and memory, the results only by rounding
+    shard: str = "0/1"  # i/n: only every n-th image from number i on, as for the task i of a job array
     seed: int = 0  # of all draws and starting tokens, in [0, 2**62)
-    name: str = MISSING  # results go to <output>/<name>
     output: str = "outputs"  # the folder of all runs
     resume: str = "auto"  # auto: refuse a folder whose configuration differs; force: continue all the same
     ckpt_path: str | None = None  # a checkpoint from which the batch in it goes on, such as one of another folder
+
+    def __post_init__(self) -> None:
+        checks.expand_paths(self, "output", "ckpt_path")
+        checks.require_whole(self, "", ("batch_size",))
+        checks.require(0 <= self.seed < 2**62, "seed", self.seed, "give a whole number in [0, 2**62)")
+        checks.require_choice("resume", self.resume, ("auto", "force"))
+        fits = bool(self.name) and "/" not in self.name and self.name not in (".", "..")
+        checks.require(fits, "name", self.name, "give a folder name without slashes")
+        parse_shard(self.shard)
+
+
+def parse_shard(text: str) -> tuple[int, int]:
+    """(i, n) of "i/n"; raises UserError unless 0 <= i < n."""
+    index, _, number = text.partition("/")
+    if not (index.isdecimal() and number.isdecimal() and int(index) < int(number)):
+        raise UserError(f"shard={text}: give i/n with 0 <= i < n, such as 0/4 to 3/4")
+    return int(index), int(number)

@@ -3,10 +3,12 @@
 from ph2p.data.captioned import CaptionedTargets
 from ph2p.data.coco import CocoTargets
 from ph2p.data.folder import FolderTargets
-from ph2p.data.images import TargetError, from_pil, load_image, printable
+from ph2p.data.given import as_target
+from ph2p.data.images import TargetError, from_pil, load_image
 from ph2p.data.shards import ShardTargets
 from ph2p.data.targets import Target, Targets, slug
 from ph2p.data.world import WorldTargets
+from ph2p.files import printable
 
 __all__ = [
     "CaptionedTargets",
@@ -17,6 +19,7 @@ __all__ = [
     "TargetError",
     "Targets",
     "WorldTargets",
+    "as_target",
     "from_pil",
     "load_image",
     "printable",

@@ -1,19 +1,17 @@
 """Images with captions that people wrote: a folder, and a table or text files beside it."""
 
-import csv
-import json
-from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from ph2p.data.folder import find_pictures
-from ph2p.data.images import TargetError, load_image, printable
+from ph2p.data.images import TargetError
+from ph2p.data.tables import read_table
 from ph2p.data.targets import Target, Targets, chosen, tidy
 from ph2p.errors import UserError
+from ph2p.files import expand, printable, read_text
 
-LONGEST_CELL = 2**20  # characters; the csv module stops at 131,072
 
-
+@dataclass(eq=False)
 class CaptionedTargets(Targets):
     """The images that a file of captions names, with those captions as references.
 
@@ -25,105 +23,46 @@ class CaptionedTargets(Targets):
     Raises UserError for a missing or malformed file of captions.
     """
 
-    def __init__(
-        self,
-        root: str | Path,
-        captions: str,
-        image_size: int,
-        images: str = ".",
-        file_key: str = "file_name",
-        caption_key: str = "caption",
-        delimiter: str = ",",
-        count: int | None = None,
-        seed: int = 0,
-    ) -> None:
-        root = Path(root).expanduser()
-        self.folder, self.image_size, source = root / images, image_size, root / captions
-        self.texts = source if source.is_dir() else None
-        if self.texts:
-            found: dict[str, list[str]] = {name: [] for name in _pictures(self.folder)}
-        else:
-            found = _read_table(source, file_key, caption_key, delimiter)
+    root: str
+    captions: str
+    images: str = "."
+    file_key: str = "file_name"
+    caption_key: str = "caption"
+    delimiter: str = ","
+
+    def find(self) -> None:
+        if len(self.delimiter) != 1 or self.delimiter in '"\r\n':
+            raise UserError(f"data.delimiter={printable(self.delimiter)}: give one character (a .tsv needs none)")
+        root = expand(self.root)
+        self._folder, source = root / expand(self.images), root / expand(self.captions)
+        self._texts = source if source.is_dir() else None
+        found = self._listed() if self._texts else read_table(source, self.file_key, self.caption_key, self.delimiter)
         names = list(found)
-        self.names = [names[k] for k in chosen(names, count, seed)]
-        self.ids = [printable(name) for name in self.names]
-        self.references = [tidy(found[name]) for name in self.names]
+        self._names = [names[k] for k in chosen(names, self.count, self.seed)]
+        self.ids = [printable(name) for name in self._names]
+        self.references = [tidy(found[name]) for name in self._names]
+
+    def _listed(self) -> dict[str, list[str]]:
+        """The pictures of the folder; their text files are read with them."""
+        pictures, skipped = find_pictures(self._folder, "data.images")
+        names = [file.relative_to(self._folder).as_posix() for file in pictures]
+        texts = {printable(Path(name).with_suffix(".txt").as_posix()) for name in names}
+        self.skipped = [(name, reason) for name, reason in skipped if name not in texts]
+        return {name: [] for name in names}
 
     def load(self, index: int) -> Target:
-        file, references = self.folder / self.names[index], self.references[index]
-        image = load_image(file, self.image_size)
-        if self.texts:
-            references = _read_lines((self.texts / self.names[index]).with_suffix(".txt"))
-        return Target(self.ids[index], printable(file), image, references=references)
-
-
-def _pictures(folder: Path) -> list[str]:
-    return [file.relative_to(folder).as_posix() for file in find_pictures(folder)]
+        file, references = self._folder / self._names[index], self.references[index]
+        picture = self.read(file, printable(file))
+        if self._texts:
+            references = _read_lines((self._texts / self._names[index]).with_suffix(".txt"))
+        return Target(self.ids[index], printable(file), picture.image, references=references, notes=picture.notes)
 
 
 def _read_lines(file: Path) -> tuple[str, ...]:
     """The captions of one picture; none where there is no such file."""
-    try:
-        return tidy(file.read_text(encoding="utf-8-sig").splitlines())
-    except FileNotFoundError:
+    if not file.exists():
         return ()
-    except (OSError, UnicodeDecodeError) as error:
-        raise TargetError(f"{printable(file)}: cannot be read as UTF-8 text: replace it") from error
-
-
-# --- tables ---------------------------------------------------------------------------------------
-
-
-def _read_table(table: Path, file_key: str, caption_key: str, delimiter: str) -> dict[str, list[str]]:
-    """The captions of every file name of a table, in the order in which the names first occur."""
-    found: dict[str, list[str]] = {}
     try:
-        for number, row in _rows(table, delimiter):
-            if file_key not in row:
-                keys = ", ".join(str(key) for key in row)
-                raise UserError(f"{printable(table)}: line {number} has no {file_key!r} but {keys}: give data.file_key")
-            if name := _name(row[file_key], f"{printable(table)}: line {number}"):
-                found.setdefault(name, []).extend(_texts(row.get(caption_key)))
-    except OSError as error:
-        raise UserError(f"{printable(table)}: {error.strerror}: give data.captions, a file in data.root") from error
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"{printable(table)}: not a table in UTF-8 ({printable(error)}): save it as such") from error
-    if not found:
-        raise UserError(f"{printable(table)}: names no image in {file_key!r}")
-    if not any(found.values()):
-        raise UserError(f"{printable(table)}: no line has a caption in {caption_key!r}: give data.caption_key")
-    return found
-
-
-def _rows(table: Path, delimiter: str) -> Iterator[tuple[int, dict[str, Any]]]:
-    """The lines of a table with their numbers, as {column: value}."""
-    with table.open(encoding="utf-8-sig", newline="") as file:  # -sig: spreadsheets mark UTF-8 by a BOM
-        if table.suffix.lower() in (".jsonl", ".ndjson"):
-            yield from ((number, _parsed(line, table, number)) for number, line in enumerate(file, 1) if line.strip())
-            return
-        csv.field_size_limit(LONGEST_CELL)
-        delimiter = "\t" if table.suffix.lower() == ".tsv" else delimiter
-        rows = csv.reader(file, delimiter=delimiter, skipinitialspace=True)
-        header = [column.strip() for column in next(rows, [])]
-        yield from ((rows.line_num, dict(zip(header, row, strict=False))) for row in rows if row)
-
-
-def _parsed(line: str, table: Path, number: int) -> dict[str, Any]:
-    try:
-        row = json.loads(line)
-    except json.JSONDecodeError:
-        row = None
-    if not isinstance(row, dict):
-        raise UserError(f"{printable(table)}: line {number} is no JSON object: mend or remove it")
-    return row
-
-
-def _name(value: object, where: str) -> str:
-    """A file name as it counts: with `/`, without a leading `./`."""
-    if not isinstance(value, str) or "\0" in value:
-        raise UserError(f"{where}: {printable(repr(value))} is no file name: mend it")
-    return Path(value.strip()).as_posix() if value.strip() else ""
-
-
-def _texts(value: object) -> list[str]:
-    return [text for text in (value if isinstance(value, list) else [value]) if isinstance(text, str)]
+        return tidy(read_text(file).split("\n"))
+    except UserError as error:
+        raise TargetError(str(error)) from error

@@ -1,115 +1,165 @@
 """One picture, of any format and whatever state, as a tensor."""
 
-import io
-import re
+from __future__ import annotations
+
 import warnings
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO, NamedTuple
 
 import numpy as np
-import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
-from torch import Tensor
+from PIL import Image, ImageOps, PngImagePlugin, UnidentifiedImageError
 
+from ph2p.data.colour import to_srgb
+from ph2p.data.formats import beginning, formats
 from ph2p.errors import UserError
+from ph2p.files import expand, printable
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff")
+if TYPE_CHECKING:  # torch is loaded when the first picture is read
+    from torch import Tensor
+
+FITS = ("crop", "pad", "resize")
+LARGEST_TEXT = PngImagePlugin.MAX_TEXT_MEMORY  # bytes; programs that paint keep whole recipes in a PNG
+UNABLE = ("unsupported", "not supported", "unknown", "unrecognized", "not available", "not installed")
+
+Size = tuple[int, int] | int  # (height, width) in pixels, or one number for a square
 
 
 class TargetError(UserError):
     """One image cannot be used; the others can."""
 
 
-def load_image(path: str | Path, image_size: int) -> Tensor:
-    """Read a picture file as `from_pil` does: (3, image_size, image_size) float32 in [0, 1].
+class Picture(NamedTuple):
+    """A picture (3, H, W) float32 in [0, 1], and what had to be assumed to read it."""
 
-    Raises TargetError, one line with the file and the mend, when the file cannot be read as a picture.
+    image: Tensor
+    notes: tuple[str, ...] = ()
+
+
+def load_image(path: str | Path, image_size: Size, fit: str = "crop") -> Tensor:
+    """Read a picture file as `from_pil` does: (3, H, W) float32 in [0, 1]; `~` and `$VAR` are expanded.
+
+    Raises TargetError, one line with the file and how to fix it, when the file cannot be read as a picture.
     """
-    return read_image(Path(path), printable(path), image_size)
+    return read_image(expand(path), printable(path), image_size, fit).image
 
 
-def read_image(source: Path | BinaryIO, name: str, image_size: int) -> Tensor:
-    """`load_image` of a path or an open file; errors call it by its `name`."""
+def read_image(source: Path | BinaryIO, name: str, image_size: Size, fit: str = "crop") -> Picture:
+    """`load_image` of a path or an open file, with notes; errors call it by its `name`."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of large pictures and odd metadata: what matters is raised
-            with Image.open(source) as image:
-                # A JPEG decodes straight at a fraction of its size; twice ours is enough for the filter.
-                image.draft(None, (2 * image_size, 2 * image_size))
-                return from_pil(image, image_size)
+        with _tolerant(), Image.open(source, formats=formats()) as image:
+            # A JPEG decodes straight at a fraction of its size; twice ours is enough for the filter.
+            side = 2 * max(as_size(image_size))
+            image.draft(None, (side, side))
+            return convert(image, image_size, fit)
     except Exception as error:  # Pillow's readers raise nearly anything on broken bytes
-        raise TargetError(f"{name}: {_complaint(source, error)}") from error
+        raise TargetError(f"{name}: {complaint(source, error)}") from error
 
 
-def from_pil(image: Image.Image, image_size: int) -> Tensor:
-    """Turn any Pillow image upright, its short side to `image_size`, and keep the centre square.
+def from_pil(image: Image.Image, image_size: Size, fit: str = "crop") -> Tensor:
+    """Turn any Pillow image upright and fit it to `image_size`: (3, H, W) float32 in [0, 1].
 
-    The first frame counts, alpha lies on white. Returns (3, image_size, image_size) float32 in [0, 1].
+    `crop` keeps the middle part that has the shape of the result, `pad` the whole picture on white, `resize` the
+    whole picture, stretched. The first frame counts, alpha lies on white, colours are converted to sRGB.
     """
-    image.load()
+    return convert(image, image_size, fit).image
+
+
+def convert(image: Image.Image, image_size: Size, fit: str) -> Picture:
+    """`from_pil` with notes on what had to be assumed."""
+    import torch
+
+    with _tolerant():
+        image.load()
+    profile = image.info.get("icc_profile")
     with suppress(SyntaxError, ValueError, KeyError, TypeError):  # broken EXIF: keep the picture as it lies
         image = ImageOps.exif_transpose(image)
-    image = _eight_bit(image)
-    side = min(image.size)
-    left, top = (image.width - side) // 2, (image.height - side) // 2
+    image, notes = to_srgb(image, profile)
+    fitted = _fitted(image, *as_size(image_size), fit)
+    pixels = torch.from_numpy(np.array(fitted, dtype=np.float32) / 255)  # (H, W, 3)
+    return Picture(pixels.permute(2, 0, 1).contiguous(), notes)
+
+
+def as_size(size: Size | list[int]) -> tuple[int, int]:
+    """(height, width) of a size that may be given as one number."""
+    height, width = (size, size) if isinstance(size, int) else size
+    return height, width
+
+
+def _fitted(image: Image.Image, height: int, width: int, fit: str) -> Image.Image:
+    """Fit an RGB or RGBA picture to (height, width), what is transparent on white: RGB."""
+    box = (0, 0, *image.size)
+    inner = (width, height)
+    if fit == "crop":
+        box = _middle(*image.size, width / height)
+    elif fit == "pad":
+        scale = min(width / image.width, height / image.height)
+        inner = (max(1, round(scale * image.width)), max(1, round(scale * image.height)))
     # Crop and resize in one go: a 20,000 x 10 strip never grows to its full length. Alpha is still there, so
     # that hidden colours of transparent pixels do not bleed into their neighbours.
-    square = image.resize(
-        (image_size, image_size),
-        Image.Resampling.LANCZOS,
-        box=(left, top, left + side, top + side),
-        reducing_gap=3.0,
-    )
-    if square.mode == "RGBA":
-        square = Image.alpha_composite(Image.new("RGBA", square.size, "white"), square).convert("RGB")
-    pixels = torch.from_numpy(np.array(square, dtype=np.float32) / 255)  # (H, W, 3)
-    return pixels.permute(2, 0, 1).contiguous()
+    small = image.resize(inner, Image.Resampling.LANCZOS, box=box, reducing_gap=3.0)
+    if small.mode == "RGBA":
+        small = Image.alpha_composite(Image.new("RGBA", small.size, "white"), small).convert("RGB")
+    if small.size == (width, height):
+        return small
+    canvas = Image.new("RGB", (width, height), "white")
+    canvas.paste(small, ((width - small.width) // 2, (height - small.height) // 2))
+    return canvas
 
 
-def _eight_bit(image: Image.Image) -> Image.Image:
-    """Convert any mode to RGB, or to RGBA when something in the picture is transparent."""
-    if image.mode in ("I", "F") or image.mode.startswith("I;"):
-        return _scale_grey(image).convert("RGB")
-    if image.has_transparency_data:
-        # Premultiplied grey has only one way out.
-        return (image.convert("LA") if image.mode == "La" else image).convert("RGBA")
-    return image.convert("RGB")
+def _middle(width: int, height: int, ratio: float) -> tuple[int, int, int, int]:
+    """The box (left, top, right, bottom) of the largest middle part whose width is `ratio` times its height."""
+    wide = min(width, max(1, round(height * ratio)))
+    high = min(height, max(1, round(width / ratio)))
+    left, top = (width - wide) // 2, (height - high) // 2
+    return left, top, left + wide, top + high
 
 
-def _scale_grey(image: Image.Image) -> Image.Image:
-    """Map grey of more than 8 bits to 8 bits; Pillow's own conversion clips it to white instead."""
-    grey = np.array(image, dtype=np.float32)
-    np.nan_to_num(grey, copy=False, posinf=0, neginf=0)
-    # 16 bits say which value is white. Wider modes do not: the first usual one that covers the picture.
-    levels = (1, 255, 65535) if image.mode == "F" else (65535,)
-    peak = float(grey.max())
-    white = next((level for level in levels if peak <= level), peak)
-    grey *= 255 / white
-    return Image.fromarray(grey.clip(0, 255, out=grey).round(out=grey).astype(np.uint8))
+# --- what goes wrong ------------------------------------------------------------------------------
 
 
-def _complaint(source: Path | BinaryIO, error: Exception) -> str:
-    """Say what is wrong with a picture file and how to mend it."""
-    if isinstance(error, FileNotFoundError):
-        return "does not exist: check the path"
-    if isinstance(error, PermissionError):
-        return "permission denied: make the file readable (chmod u+r)"
-    if isinstance(error, IsADirectoryError):
-        return "is a folder, not a picture"
-    if isinstance(error, Image.DecompressionBombError):
-        return f"has more than {2 * (Image.MAX_IMAGE_PIXELS or 0) / 1e6:.0f} megapixels: scale it down first"
-    if isinstance(error, UnidentifiedImageError):
-        size = source.stat().st_size if isinstance(source, Path) else source.seek(0, io.SEEK_END)
-        broken = "is not a picture that can be read" if size else "is empty (0 bytes)"
-        return f"{broken}: replace it"
-    return f"is damaged or cut off ({printable(error) or type(error).__name__}): replace it"
+@contextmanager
+def _tolerant() -> Iterator[None]:
+    """Silence warnings of large pictures and odd metadata (what matters is raised), and let a PNG hold long texts."""
+    before = PngImagePlugin.MAX_TEXT_CHUNK
+    PngImagePlugin.MAX_TEXT_CHUNK = max(before, LARGEST_TEXT)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        PngImagePlugin.MAX_TEXT_CHUNK = before
 
 
-def printable(text: object) -> str:
-    """Write control characters and undecodable bytes of a name as escapes: one line, valid Unicode."""
-    return re.sub(
-        r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]",
-        lambda found: found.group().encode("unicode_escape").decode(),
-        str(text),
-    )
+def complaint(source: Path | BinaryIO | None, error: Exception) -> str:
+    """Say what is wrong with a picture file and how to fix it."""
+    match error:
+        case FileNotFoundError():
+            return "does not exist: check the path"
+        case PermissionError():
+            return "permission denied: make the file readable (chmod u+r)"
+        case IsADirectoryError():
+            return "is a folder, not a picture"
+        case Image.DecompressionBombError():
+            return f"has more than {2 * (Image.MAX_IMAGE_PIXELS or 0) / 1e6:.0f} megapixels: scale it down first"
+        case MemoryError():
+            return "needs more memory than there is: scale it down first"
+        case OSError(errno=int()):
+            return f"cannot be read ({printable(error.strerror)}): check the disk"
+        case UnidentifiedImageError() if source is not None:
+            return _unidentified(source)
+    reason = printable(error) or type(error).__name__
+    if "MAX_TEXT" in reason or "text chunks" in reason:
+        limit = LARGEST_TEXT / 2**20
+        return f"holds more than {limit:.0f} MB of text or profile, which is too much: save it without metadata"
+    if isinstance(error, NotImplementedError) or any(word in reason.lower() for word in UNABLE):
+        return f"is of a kind that Pillow cannot decode ({reason}): save it as PNG"
+    return f"is damaged or cut off ({reason}): replace it"
+
+
+def _unidentified(source: Path | BinaryIO) -> str:
+    size, what = beginning(source)
+    if not size:
+        return "is empty (0 bytes): replace it"
+    return f"is {what}" if what else "is not a picture that can be read: replace it"

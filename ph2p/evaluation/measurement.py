@@ -1,13 +1,14 @@
-"""What a found prompt is worth: losses on fresh draws, pictures with fixed seeds, words, against the true caption."""
+"""What a found prompt is worth: losses on fresh draws, renderings with fixed seeds, words, against the true caption."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from omegaconf import DictConfig
 from torch import Tensor
+from torch.nn.functional import cosine_similarity
 
-from ph2p.evaluation.metrics import cosine_similarity, regret, rouge, word_recall
-from ph2p.evaluation.result import Inversion
+from ph2p.config.schema import Config
+from ph2p.evaluation.result import InversionResult
 from ph2p.evaluation.texts import readable, text_losses
 from ph2p.inversion.batch import Batch
 from ph2p.inversion.draws import Draws
@@ -25,80 +26,113 @@ class Measurement:
 
     generator: Generator
     scorer: Scorer
-    cfg: DictConfig
+    cfg: Config
 
     def __call__(
-        self, batch: Batch, candidates: list[list[Candidate]], prompts: Tensor, curves: Tensor, seconds: float
-    ) -> list[Inversion]:
-        """Losses on fresh draws and pictures with fixed seeds, of the winners and of the true captions."""
-        cfg, texts = self.cfg, [row[0].text for row in candidates]
+        self,
+        batch: Batch,
+        candidates: list[list[Candidate]],
+        prompts: Tensor | None,
+        curves: Tensor,
+        seconds: float,
+    ) -> list[InversionResult]:
+        """Losses on fresh draws and renderings with fixed seeds, of the winners and of the true captions.
+
+        `candidates` lists each image's, the winner first; `prompts` (B, M, D) are the continuous prompts at the end,
+        None where they are not known; `curves` (B, epochs) their losses; `seconds` is an image's part of the time.
+        """
+        cfg = self.cfg
         draws = batch.draws(cfg.seed, "evaluation", cfg.evaluation.draws, cfg.evaluation.timesteps)
+        results = self._winners(batch, candidates, draws, seconds)
+        for row, result in enumerate(results):
+            result.loss_curve, result.search_curve = curves[row].tolist(), batch.search_curves[row]
+        self._compare_with_captions(batch, results, draws)
+        self._compare_with_references(batch, results, draws)
+        if prompts is not None:
+            self._measure_soft_prompts(batch, results, prompts, draws)
+        return results
+
+    def measured_with(self) -> dict[str, Any]:
+        """The settings that these values depend on: two records compare where they are equal."""
+        cfg, guidance = self.cfg, guidance_options(self.cfg.generator)
+        return {
+            "draws": cfg.evaluation.draws,
+            "timesteps": list(cfg.evaluation.timesteps),
+            "renderings": cfg.evaluation.renders,
+            "steps": cfg.generator.steps,
+            **guidance,
+            "scorer": cfg.scorer.path,
+        }
+
+    def _winners(
+        self, batch: Batch, candidates: list[list[Candidate]], draws: Draws, seconds: float
+    ) -> list[InversionResult]:
+        """Measure and render every image's winner, and no words at all beside it."""
+        winners, before = [row[0] for row in candidates], self.generator.counter.forward
+        texts = [winner.text for winner in winners]
         losses = text_losses(self.generator, batch.latents, texts, draws)
         empty = text_losses(self.generator, batch.latents, [""] * len(texts), draws)
-        pictures, similarity = self._paint(texts, batch.features)
-        results = [
-            Inversion(
+        renderings, similarity = self._render(texts, batch.features)
+        spent = (self.generator.counter.forward - before) // len(texts)  # each image costs the same
+        return [
+            InversionResult(
                 image_id=target.image_id,
                 source=target.source,
-                method=cfg.method.name,
-                seed=cfg.seed,
+                method=self.cfg.method.name,
+                seed=self.cfg.seed,
                 prompt=texts[row],
-                token_ids=list(candidates[row][0].token_ids),
+                token_ids=list(winners[row].token_ids),
                 loss=losses[row],
                 loss_empty=empty[row],
                 clip_similarity=similarity[row],
                 forward_samples=batch.forward[row],
                 backward_samples=batch.backward[row],
-                evaluation_samples=2 * cfg.evaluation.draws + 2 * cfg.evaluation.renders * cfg.generator.steps,
+                evaluation_samples=spent,
                 seconds=seconds,
                 peak_memory=peak_memory(),
-                loss_curve=curves[row].tolist(),
-                search_curve=batch.search_curves[row],
+                measured_with=self.measured_with(),
+                content=target.key,
+                notes=list(target.notes),
                 candidates=candidates[row],
                 target=target.image,
-                pictures=pictures[row],
+                renderings=renderings[row],
             )
             for row, target in enumerate(batch.targets)
         ]
-        self._compare_with_captions(batch, results, draws)
-        self._compare_with_references(batch, results, draws)
-        self._measure_soft_prompts(batch, results, prompts, draws)
-        return results
 
-    def _paint(self, texts: list[str], features: Tensor) -> tuple[Tensor, list[float]]:
-        """Pictures (B, renders, 3, H, W) of each text and their mean CLIP similarities (B) to `features` (B, E)."""
+    def _render(self, texts: list[str], features: Tensor) -> tuple[Tensor, list[float]]:
+        """Renderings (B, R, 3, H, W) of each text and their mean CLIP similarities (B) to `features` (B, E)."""
         count = self.cfg.evaluation.renders
-        seeds = [self.cfg.seed + 1000 + k for k in range(count)]  # not the seed that the finalists were painted with
+        seeds = [self.cfg.seed + 1000 + k for k in range(count)]  # not the seed that the finalists were rendered with
         repeated = [text for text in texts for _ in seeds]
         options = guidance_options(self.cfg.generator)
         pictures = paint(self.generator, repeated, seeds * len(texts), self.cfg.generator.steps, options)
-        painted = self.scorer.image_features(pictures).view(len(texts), count, -1)
-        similarity = cosine_similarity(painted, features[:, None]).mean(1)
+        found = self.scorer.image_features(pictures).view(len(texts), count, -1)  # (B, R, E)
+        similarity = cosine_similarity(found, features[:, None], dim=-1).mean(1)
         return pictures.view(len(texts), count, *pictures.shape[1:]).cpu(), similarity.tolist()
 
-    def _compare_with_captions(self, batch: Batch, results: list[Inversion], draws: Draws) -> None:
-        """Fill in the figures that need a true caption, for the images that have one."""
-        read = {}
+    def _compare_with_captions(self, batch: Batch, results: list[InversionResult], draws: Draws) -> None:
+        """Fill in the values that need a true caption, for the images that have one."""
+        read: dict[int, str] = {}
         for row, target in enumerate(batch.targets):
             if target.caption:
-                read[row], note = readable(self.generator, target.caption)
+                text, note = readable(self.generator, target.caption)
                 results[row].notes += [f"true caption {note}"] if note else []
-        known = [row for row, text in read.items() if text]
-        if not known:
+                read |= {row: text} if text else {}
+        if not read:
             return
-        captions = [read[row] for row in known]
-        rows = torch.tensor(known, device=batch.latents.device)
+        rows, captions = torch.tensor(list(read), device=batch.latents.device), list(read.values())
+        before = self.generator.counter.forward
         losses = text_losses(self.generator, batch.latents[rows], captions, draws[rows])
-        pictures, similarity = self._paint(captions, batch.features[rows])
-        for k, row in enumerate(known):
-            result, words = results[row], batch.targets[row].words
-            result.caption, result.loss_caption = batch.targets[row].caption, losses[k]
-            result.regret = regret(result.loss, losses[k], result.loss_empty)
-            result.word_recall = word_recall(result.prompt, words) if words else None
-            result.clip_similarity_caption, result.caption_pictures = similarity[k], pictures[k]
-            result.evaluation_samples += self.cfg.evaluation.draws + len(pictures[k]) * 2 * self.cfg.generator.steps
+        renderings, similarity = self._render(captions, batch.features[rows])
+        spent = (self.generator.counter.forward - before) // len(captions)
+        for k, row in enumerate(read):
+            result, target = results[row], batch.targets[row]
+            result.caption, result.words, result.loss_caption = target.caption, target.words or (), losses[k]
+            result.clip_similarity_caption, result.caption_renderings = similarity[k], renderings[k]
+            result.evaluation_samples += spent
 
-    def _compare_with_references(self, batch: Batch, results: list[Inversion], draws: Draws) -> None:
+    def _compare_with_references(self, batch: Batch, results: list[InversionResult], draws: Draws) -> None:
         """Fill in what people's captions tell, for the images that have any."""
         for row, target in enumerate(batch.targets):
             if not target.references:
@@ -109,22 +143,24 @@ class Measurement:
                 texts += [text] if text else []
                 result.notes += [f"reference {number} {note}"] if note else []
             rows = torch.full((len(texts),), row, device=batch.latents.device)
+            before = self.generator.counter.forward
             losses = text_losses(self.generator, batch.latents[rows], texts, draws[rows])
+            result.evaluation_samples += self.generator.counter.forward - before
             prompt, *others = self.scorer.text_features([result.prompt, *target.references])
             result.references, result.loss_reference = list(target.references), min(losses, default=None)
-            result.reference_similarity = float(cosine_similarity(prompt, torch.stack(others)).max())
-            result.reference_rouge1, result.reference_rouge_l = rouge(result.prompt, target.references)
-            result.evaluation_samples += len(texts) * self.cfg.evaluation.draws
+            result.reference_similarity = float(cosine_similarity(prompt, torch.stack(others), dim=-1).max())
 
     @torch.no_grad()
-    def _measure_soft_prompts(self, batch: Batch, results: list[Inversion], prompts: Tensor, draws: Draws) -> None:
+    def _measure_soft_prompts(
+        self, batch: Batch, results: list[InversionResult], prompts: Tensor, draws: Draws
+    ) -> None:
         """Where the method ends in a continuous prompt, measure that too: the bound that its tokens aim at."""
         method = self.cfg.method
         if method.snap or method.straight_through or method.optimizer is None:
             return
         objective = DenoisingObjective(self.generator)
         for row, result in enumerate(results):
-            one = slice(row, row + 1)
+            one, before = slice(row, row + 1), self.generator.counter.forward
             tokens = torch.tensor([result.token_ids], device=prompts.device)
             result.loss_soft = float(objective(prompts[one], tokens, batch.latents[one], draws[one]))
-            result.evaluation_samples += self.cfg.evaluation.draws
+            result.evaluation_samples += self.generator.counter.forward - before

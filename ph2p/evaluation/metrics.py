@@ -1,15 +1,39 @@
-"""Scores of found prompts: pure functions, and a thin torchmetrics class around the one that runs over images."""
+"""What a found prompt is worth and what it cost: one table of metrics, and the pure functions that compute them.
+
+To add a metric, write a function and give it a line in `TABLE`: results, records, page, terminal and benchmarks read
+the table. Nothing here imports torch, so that a results folder can be shown at once.
+"""
 
 import math
 import re
+from collections import Counter
 from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+from operator import attrgetter
+from typing import Literal, Protocol
 
-import numpy as np
-import torch
-from scipy.stats import bootstrap
-from torch import Tensor
-from torchmetrics import Metric
-from torchmetrics.functional.text import rouge_score
+from ph2p.evaluation.formatting import Show, count, decimal, duration, finite, loss, percent, signed
+
+Place = Literal["card", "column", "total", "benchmark"]  # a picture's card, the terminal, the page's head, compare.py
+REPEATED = 3  # so often in one prompt, a word is worth a warning
+
+
+class Measured(Protocol):
+    """What was measured for one image: the fields of `InversionResult` that metrics are computed from."""
+
+    prompt: str
+    loss: float
+    loss_empty: float
+    loss_caption: float | None
+    words: tuple[frozenset[str], ...]
+    references: list[str]
+    clip_similarity: float
+    clip_similarity_caption: float | None
+    forward_samples: int
+    backward_samples: int
+
+
+# --- the functions ------------------------------------------------------------------------------------------------
 
 
 def regret(loss: float, loss_caption: float, loss_empty: float) -> float:
@@ -23,8 +47,19 @@ def regret(loss: float, loss_caption: float, loss_empty: float) -> float:
     return (loss - loss_caption) / (loss_empty - loss_caption)
 
 
+def gap_closed(loss: float, loss_empty: float, loss_caption: float | None = None) -> float:
+    """How far a prompt comes from no words towards the true caption: at or below 0 it is no better than no words.
+
+    gap = (loss(empty) - loss(prompt)) / (loss(empty) - loss(caption)): 1 is as good as the caption. Without a caption,
+    or with one that is itself no better than no words, gap = (loss(empty) - loss(prompt)) / loss(empty), below 1.
+    nan where there is no loss to close.
+    """
+    whole = loss_empty if loss_caption is None or not loss_caption < loss_empty else loss_empty - loss_caption
+    return (loss_empty - loss) / whole if whole > 0 else math.nan
+
+
 def word_recall(prompt: str, words: Sequence[Collection[str]]) -> float:
-    """Share of the ground-truth attributes, each a set of synonyms, that the prompt names: in [0, 1]."""
+    """Part of the ground-truth attributes, each a set of synonyms, that the prompt names: in [0, 1]."""
     said = set(re.findall(r"[^\W\d_]+", prompt.lower()))
     return sum(bool(said & set(synonyms)) for synonyms in words) / len(words)
 
@@ -35,6 +70,8 @@ def rouge(prompt: str, references: Sequence[str]) -> tuple[float, float]:
     ROUGE-1 compares the words whatever their order, which found prompts hardly have; ROUGE-L their longest common
     subsequence. Words of any script count, in lower case.
     """
+    from torchmetrics.functional.text import rouge_score  # brings torch, which only measuring needs
+
     scores = rouge_score(
         prompt,
         [list(references)],
@@ -46,44 +83,119 @@ def rouge(prompt: str, references: Sequence[str]) -> tuple[float, float]:
     return float(scores["rouge1_fmeasure"]), float(scores["rougeL_fmeasure"])
 
 
-def confidence_interval(
-    values: Sequence[float], statistic: Callable = np.mean, level: float = 0.95, seed: int = 0
-) -> tuple[float, float]:
-    """Bootstrap interval of a statistic (Efron's percentile method, 5,000 resamples)."""
-    if len(values) < 2 or np.ptp(values) == 0:
-        return float(statistic(values)), float(statistic(values))
-    result = bootstrap(
-        (np.asarray(values),),
-        statistic,
-        confidence_level=level,
-        n_resamples=5_000,
-        method="percentile",
-        rng=np.random.default_rng(seed),
-    )
-    return float(result.confidence_interval.low), float(result.confidence_interval.high)
+def clip_ratio(similarity: float, similarity_caption: float | None) -> float | None:
+    """CLIP similarity of a prompt's renderings over that of the true caption's: 1 is as good as the caption."""
+    return similarity / similarity_caption if similarity_caption else None
 
 
-def cosine_similarity(a: Tensor, b: Tensor) -> Tensor:
-    """Cosine similarities (...) of features (..., E), in [-1, 1]."""
-    return torch.nn.functional.cosine_similarity(a, b, dim=-1)
+# --- the table ----------------------------------------------------------------------------------------------------
 
 
-class ImageSimilarity(Metric):
-    """Mean CLIP similarity of painted pictures and targets, both given as features (B, E)."""
+@dataclass(frozen=True)
+class Metric:
+    """One metric: how it is computed, what is better, where and how it is shown.
 
-    higher_is_better = True
-    is_differentiable = False
-    full_state_update = False
+    `compute` takes the measured result and returns None where the metric is not known. `over` says how several
+    images become one value; `beside` names what is shown next to it: (label, key of a record), the first known.
+    `bands` are the bounds of good and of fair.
+    """
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.add_state("total", torch.tensor(0.0, dtype=torch.float64), dist_reduce_fx="sum")
-        self.add_state("count", torch.tensor(0), dist_reduce_fx="sum")
+    key: str
+    name: str
+    unit: str
+    better: Literal["lower", "higher", ""]
+    compute: Callable[[Measured], float | None]
+    show: Show
+    about: str
+    places: tuple[Place, ...]
+    over: Literal["mean", "median", "sum"] = "mean"
+    beside: tuple[tuple[str, str], ...] = ()
+    bands: tuple[float, float] | None = None
 
-    def update(self, painted: Tensor, target: Tensor) -> None:
-        similarity = cosine_similarity(painted, target)
-        self.total += similarity.double().sum()
-        self.count += similarity.numel()
+    def grade(self, value: float | None) -> str:
+        """Where a value lies by the metric's bands: good, fair or poor; empty without value or bands."""
+        if value is None or self.bands is None:
+            return ""
+        sign = -1 if self.better == "higher" else 1
+        good, fair = (sign * bound for bound in self.bands)
+        return "good" if sign * value <= good else "fair" if sign * value <= fair else "poor"
 
-    def compute(self) -> Tensor:
-        return self.total / self.count
+
+def _known(key: str) -> Callable[[Measured], float | None]:
+    """A metric that the measurement itself gives, as the field `key` of the result."""
+    return attrgetter(key)
+
+
+TABLE = (
+    Metric("loss", "loss", "squared error", "lower", _known("loss"), loss,
+           "How well the frozen model predicts the noise in the noised target when it is given the prompt.",
+           ("card", "column"), beside=(("caption", "loss_caption"), ("best reference", "loss_reference"))),
+    Metric("gap_closed", "gap closed", "", "higher",
+           lambda r: gap_closed(r.loss, r.loss_empty, r.loss_caption), percent,
+           "How much of the gap between no words and the true caption the prompt closes; without a caption, of the "
+           "loss without words. At or below 0 the prompt is no better than no words.",
+           ("card", "column", "total", "benchmark"), "median", (("empty prompt", "loss_empty"),)),
+    Metric("regret", "regret", "", "lower",
+           lambda r: None if r.loss_caption is None else regret(r.loss, r.loss_caption, r.loss_empty), signed,
+           "(loss − loss of the true caption) / (loss of the empty prompt − loss of the true caption): "  # noqa: RUF001
+           "0 is as good as the true caption, 1 no better than nothing, below 0 better than the caption.",
+           ("card", "column", "total", "benchmark"), "median", bands=(0.05, 0.5)),
+    Metric("loss_soft", "soft prompt’s loss", "squared error", "lower", _known("loss_soft"), loss,  # noqa: RUF001
+           "Loss of the continuous prompt that the method ends with: the bound its tokens aim at.", ("card",)),
+    Metric("word_recall", "words found", "", "higher", lambda r: word_recall(r.prompt, r.words) if r.words else None,
+           percent, "Part of the picture’s true attributes that the prompt names; synonyms count.",  # noqa: RUF001
+           ("card", "total", "benchmark")),
+    Metric("clip_similarity", "CLIP", "cosine", "higher", _known("clip_similarity"), decimal,
+           "Cosine between the CLIP features of the target and of the renderings of the prompt, mean over renderings.",
+           ("card", "column", "total"), beside=(("caption", "clip_similarity_caption"),)),
+    Metric("clip_ratio", "CLIP over caption's", "", "higher",
+           lambda r: clip_ratio(r.clip_similarity, r.clip_similarity_caption), decimal,
+           "CLIP similarity over that of the true caption’s renderings.", ("benchmark",)),  # noqa: RUF001
+    Metric("reference_similarity", "CLIP text", "cosine", "higher", _known("reference_similarity"), decimal,
+           "Cosine between the CLIP text features of the prompt and of the nearest thing that people wrote.",
+           ("card", "column", "total")),
+    Metric("reference_rouge1", "ROUGE-1", "F measure", "higher",
+           lambda r: rouge(r.prompt, r.references)[0] if r.references else None, decimal,
+           "Words that the prompt has in common with the nearest thing that people wrote.", ("card", "total")),
+    Metric("reference_rouge_l", "ROUGE-L", "F measure", "higher",
+           lambda r: rouge(r.prompt, r.references)[1] if r.references else None, decimal,
+           "The same, words in the same order.", ("card",)),
+    Metric("samples", "samples", "denoiser samples", "lower", lambda r: r.forward_samples + r.backward_samples, count,
+           "Noisy latents that went through the denoiser to find the prompt, forward and backward.",
+           ("card", "column", "total", "benchmark"), "sum", (("backward", "backward_samples"),)),
+    Metric("evaluation_samples", "to measure it", "denoiser samples", "", _known("evaluation_samples"), count,
+           "Noisy latents that went through the denoiser to measure and render what was found.", ("card",), "sum"),
+    Metric("seconds", "time", "", "lower", _known("seconds"), duration,
+           "An image’s part of its batch’s time.", ("card", "column", "total", "benchmark"), "sum"),  # noqa: RUF001
+    Metric("peak_memory", "peak memory", "MiB", "lower", _known("peak_memory"), count,
+           "The most memory that the process has taken so far.", ("card",)),
+)  # fmt: skip
+METRICS = {metric.key: metric for metric in TABLE}
+
+
+def metrics_of(result: Measured) -> dict[str, float | None]:
+    """Every metric of the table for one image; None where one is not known or not finite."""
+    return {metric.key: finite(metric.compute(result)) for metric in TABLE}
+
+
+def value_of(result: Measured, key: str) -> float | None:
+    """One metric of the table for one image."""
+    return finite(METRICS[key].compute(result))
+
+
+def shown_in(place: Place) -> list[Metric]:
+    """The metrics that are shown in a place, in the table's order."""
+    return [metric for metric in TABLE if place in metric.places]
+
+
+def warnings_of(result: Measured) -> list[str]:
+    """What a reader should know before trusting a prompt, a plain sentence each."""
+    warnings = []
+    gap = gap_closed(result.loss, result.loss_empty, result.loss_caption)
+    if not gap > 0:
+        warnings.append(f"no better than no words: loss {result.loss:.4f}, of an empty prompt {result.loss_empty:.4f}")
+    words = re.findall(r"[^\W\d_]+", result.prompt.lower())
+    if not any(len(word) > 2 or not word.isascii() for word in words):
+        warnings.append("holds no real word")
+    repeated = [f"“{word}” {times} times" for word, times in Counter(words).items() if times >= REPEATED]
+    return warnings + ([f"repeats itself: {', '.join(repeated)}"] if repeated else [])

@@ -1,62 +1,110 @@
 """What is known of an image at the end."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from torch import Tensor
 
+from ph2p.evaluation.metrics import metrics_of, value_of, warnings_of
 from ph2p.inversion.selection import Candidate
 
 
-@dataclass
-class Inversion:
+@dataclass(repr=False)
+class InversionResult:
     """The prompt found for one image, what it is worth and what it cost.
 
-    Losses are mean squared denoising errors on the evaluation draws. `regret`, `word_recall` and the caption's
-    figures need ground truth and are None without. Where people described the picture, `loss_reference` is the
-    lowest of their captions' losses, and the other figures of references compare the prompt with the nearest one in
-    words: `reference_similarity` by CLIP, in [-1, 1], ROUGE-1 and ROUGE-L in [0, 1]. `notes` says what was cut or
-    could not be measured. `loss_soft` is the continuous prompt's loss for methods
-    that end with one. `forward_samples` and `backward_samples` count all that served to find the prompt,
-    `evaluation_samples` the measurement and pictures afterwards; `seconds` is the image's share of its batch,
-    `peak_memory` the process's largest so far in MiB, on a GPU or else of main memory.
+    Losses are mean squared denoising errors on the evaluation draws, which chose nothing. What needs a true caption
+    or references is None for images without. What follows from these fields, such as `gap_closed`, is in `metrics`.
     """
 
     image_id: str
-    source: str
-    method: str
+    source: str  # where the picture was read from
+    method: str  # the method's label
     seed: int
-    prompt: str
-    token_ids: list[int]
-    loss: float
-    loss_empty: float
-    clip_similarity: float
-    forward_samples: int
-    backward_samples: int
-    evaluation_samples: int
-    seconds: float
-    peak_memory: int
-    caption: str | None = None
+    prompt: str  # real tokens of the model's vocabulary, as text
+    token_ids: list[int]  # (M)
+    loss: float  # of the prompt
+    loss_empty: float  # of no words
+    clip_similarity: float  # target and renderings of the prompt, mean over the renderings, in [-1, 1]
+    forward_samples: int  # rows that went forward through the denoiser until the prompt was found
+    backward_samples: int  # and backward
+    evaluation_samples: int  # rows that went through it afterwards, to measure and to render
+    seconds: float  # the image's part of its batch's time
+    peak_memory: int  # MiB, the most that the process has taken so far, on a GPU or else of main memory
+    measured_with: dict[str, Any] = field(default_factory=dict)  # draws, timesteps, renderings, steps, scorer, ...
+    content: str = ""  # hash of the picture as the model saw it
+    caption: str | None = None  # a true caption, which names everything there is to see
+    words: tuple[frozenset[str], ...] = ()  # a set of accepted synonyms for each true attribute
     loss_caption: float | None = None
-    regret: float | None = None
-    word_recall: float | None = None
-    clip_similarity_caption: float | None = None
-    references: list[str] = field(default_factory=list)
-    loss_reference: float | None = None
-    reference_similarity: float | None = None
-    reference_rouge1: float | None = None
-    reference_rouge_l: float | None = None
-    notes: list[str] = field(default_factory=list)
-    loss_soft: float | None = None
-    loss_curve: list[float] = field(default_factory=list)  # an entry an epoch
-    search_curve: list[float] = field(default_factory=list)  # an entry a round, the start first; on its own draws
-    candidates: list[Candidate] = field(default_factory=list)  # the winner first
+    clip_similarity_caption: float | None = None  # as `clip_similarity`, of the caption's renderings
+    references: list[str] = field(default_factory=list)  # what people wrote about the picture
+    loss_reference: float | None = None  # the lowest of the references' losses
+    reference_similarity: float | None = None  # CLIP text features, prompt and nearest reference, in [-1, 1]
+    notes: list[str] = field(default_factory=list)  # what was cut, or could not be measured
+    loss_soft: float | None = None  # of the continuous prompt, for methods that end with one
+    loss_curve: list[float] = field(default_factory=list)  # an entry an epoch, on its own draws
+    search_curve: list[float] = field(default_factory=list)  # an entry a round, the start first; on the search's draws
+    candidates: list[Candidate] = field(default_factory=list)  # the winner first, losses on the validation draws
     target: Tensor | None = None  # (3, H, W) in [0, 1]
-    pictures: Tensor | None = None  # (renders, 3, H, W) in [0, 1], painted from the prompt
-    caption_pictures: Tensor | None = None  # the same from the true caption
+    renderings: Tensor | None = None  # (R, 3, H, W) in [0, 1], made from the prompt
+    caption_renderings: Tensor | None = None  # the same from the true caption
+
+    @property
+    def metrics(self) -> dict[str, float | None]:
+        """Every metric of `ph2p.evaluation.metrics.TABLE` by its key; None where one is not known."""
+        return metrics_of(self)
+
+    @property
+    def gap_closed(self) -> float | None:
+        """How far the prompt comes from no words (0) to the true caption (1); see `metrics.gap_closed`."""
+        return value_of(self, "gap_closed")
+
+    @property
+    def regret(self) -> float | None:
+        """0: as good as the true caption; 1: no better than no words; None without a caption."""
+        return value_of(self, "regret")
+
+    @property
+    def word_recall(self) -> float | None:
+        """Part of the true attributes that the prompt names; None where they are not known."""
+        return value_of(self, "word_recall")
+
+    @property
+    def warnings(self) -> list[str]:
+        """What to know before trusting the prompt; empty where all is well."""
+        return warnings_of(self)
+
+    def __repr__(self) -> str:
+        gap = "unknown" if self.gap_closed is None else f"{self.gap_closed:.0%}"
+        warning = "".join(f", warning: {text}" for text in self.warnings)
+        return f"InversionResult({self.image_id!r}, {self.prompt!r}, loss {self.loss:.4f}, gap closed {gap}{warning})"
 
 
-def as_record(result: Inversion) -> dict[str, Any]:
-    """The result as one line of `results/part-*.jsonl`: everything but tensors, curve and candidates."""
-    left_out = ("loss_curve", "search_curve", "candidates", "target", "pictures", "caption_pictures")
-    return {"status": "ok", "error": None} | {k: v for k, v in vars(result).items() if k not in left_out}
+BESIDE = ("loss_curve", "search_curve", "candidates", "target", "renderings", "caption_renderings", "words")
+
+
+def as_record(result: InversionResult) -> dict[str, Any]:
+    """The result as one line of `results/part-*.jsonl`: everything but tensors, curves, candidates and true words."""
+    known = {f.name: getattr(result, f.name) for f in fields(result) if f.name not in BESIDE}
+    return {"status": "ok", "error": None} | known | result.metrics | {"warnings": result.warnings}
+
+
+def as_candidates(result: InversionResult) -> dict[str, Any]:
+    """The content of `candidates/<slug>.json`: curves, and the candidates with the winner first."""
+    rows = [
+        {
+            "prompt": c.text,
+            "token_ids": list(c.token_ids),
+            "loss": c.loss,
+            "clip_similarity": c.clip_similarity,
+            "epoch": c.epoch,
+        }
+        for c in result.candidates
+    ]
+    return {"loss_curve": result.loss_curve, "search_curve": result.search_curve, "candidates": rows}
+
+
+def pictures(result: InversionResult) -> dict[str, Tensor]:
+    """The pictures of a result by their key in the record's `files`: (3, H, W) the target, (R, 3, H, W) the others."""
+    found = {name: getattr(result, name) for name in ("target", "renderings", "caption_renderings")}
+    return {name: tensor for name, tensor in found.items() if tensor is not None}

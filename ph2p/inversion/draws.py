@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,7 +23,7 @@ class Draws:
     noise: Tensor
     shifts: Tensor | None = None
 
-    def __getitem__(self, rows: Tensor | slice | tuple) -> "Draws":
+    def __getitem__(self, rows: Tensor | slice | tuple[Any, ...]) -> "Draws":
         return self._each(lambda part: part[rows])
 
     def to(self, device: torch.device | str) -> "Draws":
@@ -35,8 +36,8 @@ class Draws:
 
 def make_draws(
     seed: int,
-    image_ids: Sequence[str],
-    key: tuple[str | int, ...],
+    keys: Sequence[str],
+    purpose: tuple[str | int, ...],
     count: int,
     timesteps: tuple[int, int],
     latent_shape: Sequence[int],
@@ -44,17 +45,17 @@ def make_draws(
 ) -> Draws:
     """Draw `count` = N pairs (t, eps) an image, t stratified: one in each N-th part of [t_min, t_max).
 
-    With a `deviation` (M, D) each has normal shifts of the prompt's embeddings besides, that far from zero.
+    With a `deviation` (M, D) each also has normal shifts of the prompt's embeddings, that far from zero.
 
-    An image's draws are a function of (seed, image id, key) alone: neither its place in the batch nor its
-    neighbours nor the process matter. Raises UserError for an empty range of timesteps or no draws.
+    An image's draws are a function of (seed, its key, purpose) alone: its place in the batch, its neighbours and the
+    process do not matter. Raises UserError for an empty range of timesteps or no draws.
     """
     t_min, t_max = timesteps
     if not 0 <= t_min < t_max:
         raise UserError(f"timesteps=[{t_min}, {t_max}]: give 0 <= first < last")
     if count < 1:
         raise UserError(f"draws={count}: at least one draw is needed")
-    generators = [_generator(seed, image_id, key) for image_id in image_ids]
+    generators = [_generator(seed, key, purpose) for key in keys]
     uniform = torch.stack([torch.rand(count, generator=g, dtype=torch.float64) for g in generators])  # (B, N)
     noise = torch.stack([torch.randn(count, *latent_shape, generator=g) for g in generators])
     shifts = None
@@ -65,8 +66,8 @@ def make_draws(
     return Draws(drawn.floor().long().clamp(t_min, t_max - 1), noise, shifts)
 
 
-def _generator(seed: int, image_id: str, key: tuple[str | int, ...]) -> torch.Generator:
+def _generator(seed: int, key: str, purpose: tuple[str | int, ...]) -> torch.Generator:
     # Python's own hash() differs from process to process; sha256 of an unambiguous text does not.
-    text = json.dumps([int(seed), image_id, *key])
+    text = json.dumps([int(seed), key, *purpose])
     digest = hashlib.sha256(text.encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)

@@ -3,16 +3,18 @@
 from typing import Any
 
 import lightning as L
+import torch
 from torch import Tensor
 
 from ph2p.inversion.module import PromptInversion
+from ph2p.inversion.selection import Pool
 
 
 class CandidateHistory(L.Callback):
     """Keep every hard prompt that was visited, with a loss to rank it by; the starting tokens come first.
 
     `token_ids` lists (B, M) and `losses` (B,), an entry an epoch; `curve` lists each epoch's last losses (B,).
-    Where the projection has a judge (`judged`), a candidate's loss is the judge's. Else, with `snap`, an epoch's
+    Where the projection has a judge (`judged`), a candidate's loss is the judge's. Otherwise, with `snap`, an epoch's
     first evaluation is at the last candidate, so that is its loss; without, it is the loss of the epoch that the
     candidate was projected from; both as the method smooths them. What is not known yet is infinite.
     Must stand after `DelayedProjection` in the trainer's list of callbacks.
@@ -25,7 +27,7 @@ class CandidateHistory(L.Callback):
         self.curve: list[Tensor] = []
 
     def on_train_start(self, trainer: L.Trainer, module: PromptInversion) -> None:
-        if not self.token_ids:  # else the fit goes on from a checkpoint
+        if not self.token_ids:  # otherwise the fit goes on from a checkpoint
             self.record_start(module)
 
     def record_start(self, module: PromptInversion) -> None:
@@ -41,6 +43,20 @@ class CandidateHistory(L.Callback):
     def _note(self, token_ids: Tensor, losses: Tensor) -> None:
         self.token_ids.append(token_ids.to("cpu", copy=True))
         self.losses.append(losses.to("cpu", copy=True))
+
+    def pool(self, images: int, device: torch.device) -> Pool:
+        """What was visited, by image: the restarts of each of the B `images` are rows that follow each other."""
+        token_ids, losses = torch.stack(self.token_ids, 1), torch.stack(self.losses, 1)  # (B R, K, M), (B R, K)
+        rows, visited = losses.shape
+        return Pool(
+            token_ids.view(images, -1, token_ids.shape[2]).to(device),
+            losses.view(images, -1).to(device),
+            torch.arange(visited, device=device).repeat(images, rows // images),
+        )
+
+    def curves(self, rows: Tensor) -> Tensor:
+        """The losses (B, epochs) of some rows, as the optimiser saw them."""
+        return torch.stack(self.curve, 1)[rows] if self.curve else torch.zeros(len(rows), 0)
 
     def state_dict(self) -> dict[str, Any]:
         """For the checkpoint: all that was noted."""

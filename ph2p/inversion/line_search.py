@@ -15,14 +15,14 @@ from torch import Tensor
 Rowwise = Any  # a tensor (B, ...) or a named tuple of them
 
 
-def pick(rows: Tensor, chosen: Rowwise, otherwise: Rowwise) -> Rowwise:
+def where_rows(rows: Tensor, chosen: Rowwise, otherwise: Rowwise) -> Rowwise:
     """Takes `chosen` in the rows that are True in `rows` (B,), and `otherwise` in the rest.
 
-    Selection, not multiplication by a mask: NaN in a row that was not picked never gets out.
+    Selection, not multiplication by a mask: NaN in a row that was not chosen never gets out.
     """
     if isinstance(chosen, Tensor):
         return torch.where(rows.reshape(-1, *[1] * (chosen.dim() - 1)), chosen, otherwise)
-    return type(chosen)(*(pick(rows, a, b) for a, b in zip(chosen, otherwise, strict=True)))
+    return type(chosen)(*(where_rows(rows, a, b) for a, b in zip(chosen, otherwise, strict=True)))
 
 
 def dot(a: Tensor, b: Tensor) -> Tensor:
@@ -59,7 +59,7 @@ class Search(NamedTuple):
     trials: Tensor  # (B,) how many steps were tried
 
 
-def begin(start: Point, trial: Tensor) -> Search:
+def start_search(start: Point, trial: Tensor) -> Search:
     """A search from `start` (step 0) whose first trial is the step `trial` (B,)."""
     infinite = torch.full_like(trial, math.inf)
     return Search(start, start, start._replace(step=infinite), trial, torch.zeros_like(trial))
@@ -76,8 +76,8 @@ def advance(search: Search, point: Point, c1: float, c2: float) -> tuple[Search,
     decreased = point.finite() & (point.loss <= start.loss + c1 * point.step * start.slope)
     better = decreased & ((point.loss < previous.loss) | (previous.step == 0))
     passed = (point.slope >= 0) == (high.step > previous.step)  # from the point the loss rises towards `high`
-    low = pick(better, point, previous)
-    high = pick(better, pick(passed, previous, high), point)
+    low = where_rows(better, point, previous)
+    high = where_rows(better, where_rows(passed, previous, high), point)
     trial = torch.where(torch.isinf(high.step), extrapolate(previous, low), interpolate(low, high))
     return Search(start, low, high, trial, trials + 1), better & (point.slope.abs() <= -c2 * start.slope)
 

@@ -1,6 +1,6 @@
 """Prompt inversion as a LightningModule whose only parameter is the prompt.
 
-Read this file, then `callbacks.py` (projection at the end of each epoch) and `optim.py` (the L-BFGS).
+Read this file, then `projection.py` (what happens at the end of each epoch) and `lbfgs.py`.
 """
 
 from collections.abc import Callable
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ph2p.inversion.draws import Draws
+from ph2p.inversion.objectives import rows_of_gradient
 from ph2p.models.microbatch import MicroBatch, parts
 from ph2p.models.vocabulary import Vocabulary
 
@@ -32,7 +33,7 @@ class PromptInversion(L.LightningModule):
         objective: Objective,
         vocabulary: Vocabulary,
         token_ids: Tensor,
-        optimizer: OptimizerFactory,
+        optimizer: OptimizerFactory | None,
         straight_through: bool = False,
         microbatch: MicroBatch | None = None,
         token_losses: Tensor | None = None,
@@ -40,7 +41,7 @@ class PromptInversion(L.LightningModule):
         super().__init__()
         self.automatic_optimization = False  # the losses are (B,), and the optimiser calls back for more
         self._frozen = (objective, vocabulary)  # a tuple hides them from state_dict()
-        self._optimizer_factory = optimizer
+        self._optimizer_factory = optimizer  # None: nothing is trained
         self.microbatch = microbatch or MicroBatch()
         self.straight_through = straight_through
         self.prompt = nn.Parameter(vocabulary.embed(token_ids).clone())  # (B, M, D)
@@ -68,26 +69,26 @@ class PromptInversion(L.LightningModule):
         """One step of the optimiser on one set of draws; L-BFGS evaluates the closure many times in it."""
         latents, draws = batch
         optimizer, before = self.optimizers(), self.evaluations.clone()
-        shape = draws.timesteps.shape  # B, N
+        rows_in_all, number = draws.timesteps.shape  # B, N
 
         def evaluate(size: int) -> Tensor:
             optimizer.zero_grad()
-            losses = torch.zeros(shape[0], dtype=self.prompt.dtype, device=self.device)  # (B,)
-            for rows, columns, share in parts(*shape, size):
-                some = share * self(latents[rows], draws[rows, columns], rows)
+            losses = torch.zeros(rows_in_all, dtype=self.prompt.dtype, device=self.device)  # (B,)
+            for rows, columns, weight in parts(rows_in_all, number, size):
+                some = weight * self(latents[rows], draws[rows, columns], rows)
                 self.manual_backward(some.sum())  # rows share no parameter: the sum's gradient is each row's own
                 losses[rows] += some.detach()
             return losses
 
         def closure() -> Tensor:
-            losses = self.microbatch.run("gradient", shape.numel(), evaluate)
+            losses = self.microbatch.run("gradient", rows_of_gradient(draws.timesteps), evaluate)
             if batch_index == 0 and self.evaluations == before:
                 self.first_losses = losses
             self.evaluations += 1
             return losses
 
         self.losses = optimizer.step(closure)
-        self.log("loss", self.losses.mean(), on_step=False, on_epoch=True, batch_size=len(latents))
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
+        assert self._optimizer_factory is not None
         return self._optimizer_factory([self.prompt])

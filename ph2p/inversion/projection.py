@@ -1,37 +1,52 @@
-"""What happens at the end of an epoch: projection, the history of candidates, a checkpoint, progress."""
+"""What happens at the end of an epoch: the prompts are projected onto the vocabulary."""
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, Protocol, runtime_checkable
 
 import lightning as L
 import torch
 from torch import Tensor
 
-from ph2p.inversion.lbfgs import BatchedLBFGS
 from ph2p.inversion.module import PromptInversion
+from ph2p.inversion.objectives import finite_or_infinite
+
+
+class PromptJudge(Protocol):
+    """Losses (B, K) of hard prompts (B, K, M) on draws that stay the same, and what it knows, for a checkpoint."""
+
+    def __call__(self, prompts: Tensor) -> Tensor: ...
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+
+
+@runtime_checkable
+class Forgetful(Protocol):
+    """An optimiser that learns an objective's shape, and can forget it where another one follows."""
+
+    def reset(self) -> None: ...
 
 
 class DelayedProjection(L.Callback):
     """Project the prompts onto the vocabulary at the end of each epoch (PH2P, arXiv 2312.12416, algorithm 1).
 
     token_i = argmin_v || P_i - E_v ||^2 over the allowed vocabulary. With `snap` the next epoch starts from
-    the tokens' embeddings, without from the continuous prompt. L-BFGS forgets its curvature, since the next
-    epoch has other draws and so another objective.
+    the tokens' embeddings, without from the continuous prompt. An optimiser with a `reset`, such as L-BFGS, forgets
+    its curvature, since the next epoch has other draws and so another objective.
 
-    A projection may lose what the epoch has won. With a `judge`, which gives losses (B, K) of hard prompts
-    (B, K, M) on draws that stay the same, the epoch's move P - S from its start S is projected at several lengths,
-    nearest(S + scale (P - S)) for each of `scales`: a small one changes only the tokens that have moved most.
-    The judge takes the best of them, and the next epoch starts from the best prompt that its row has visited.
+    A projection may lose what the epoch has won. With a `judge` the epoch's move P - S from its start S is projected
+    at several lengths, nearest(S + scale (P - S)) for each of `scales`: a small one changes only the tokens that have
+    moved most. The judge takes the best of them, and the next epoch starts from the best prompt that its row has
+    visited.
     """
 
-    def __init__(
-        self, snap: bool, judge: Callable[[Tensor], Tensor] | None = None, scales: Sequence[float] = (1.0,)
-    ) -> None:
+    def __init__(self, snap: bool, judge: PromptJudge | None = None, scales: Sequence[float] = (1.0,)) -> None:
         self.snap, self.judge, self.scales = snap, judge, list(scales)
         self.best: dict[str, Tensor] = {}  # token_ids (B, M) and losses (B,) of the rows' best prompts
 
     def on_train_start(self, trainer: L.Trainer, module: PromptInversion) -> None:
-        if self.judge and not self.best:  # else the fit goes on from a checkpoint
+        if self.judge and not self.best:  # otherwise the fit goes on from a checkpoint
             self.best = {"token_ids": module.token_ids.clone(), "losses": module.token_losses.clone()}
 
     @torch.no_grad()
@@ -39,15 +54,15 @@ class DelayedProjection(L.Callback):
         if module.straight_through:
             return  # projected at every evaluation
         finite = module.prompt.isfinite().flatten(1).all(1)[:, None]  # (B, 1); a diverged row keeps its tokens
-        projected = self._judged(module, finite) if self.judge else module.vocabulary.nearest(module.prompt)
+        projected = self._judged(module, self.judge, finite) if self.judge else module.vocabulary.nearest(module.prompt)
         module.token_ids = torch.where(finite, projected, module.token_ids)
         if self.snap:
             module.prompt.copy_(module.vocabulary.embed(self.best["token_ids"] if self.judge else module.token_ids))
         for optimizer in trainer.optimizers:
-            if isinstance(optimizer, BatchedLBFGS):
+            if isinstance(optimizer, Forgetful):
                 optimizer.reset()
 
-    def _judged(self, module: PromptInversion, finite: Tensor) -> Tensor:
+    def _judged(self, module: PromptInversion, judge: PromptJudge, finite: Tensor) -> Tensor:
         """The tokens (B, M) of the best projection; notes their losses, and both where they are the best so far.
 
         Rows that are not `finite` (B, 1) have no projection, and so no loss.
@@ -56,7 +71,7 @@ class DelayedProjection(L.Callback):
         start = module.vocabulary.embed(best["token_ids"])  # (B, M, D)
         ahead = torch.stack([start + scale * (module.prompt - start) for scale in self.scales], 1)  # (B, K, M, D)
         candidates = module.vocabulary.nearest(ahead)  # (B, K, M)
-        losses, index = self.judge(candidates).nan_to_num(torch.inf).masked_fill(~finite, torch.inf).min(1)  # (B,)
+        losses, index = finite_or_infinite(judge(candidates)).masked_fill(~finite, torch.inf).min(1)  # (B,)
         token_ids = candidates[torch.arange(len(index), device=index.device), index]
         better = losses < best["losses"]
         module.token_losses = losses
@@ -67,9 +82,11 @@ class DelayedProjection(L.Callback):
         return token_ids
 
     def state_dict(self) -> dict[str, Any]:
-        """For the checkpoint: the best prompts so far."""
-        return self.best
+        """For the checkpoint: the best prompts so far, and what the judge knows."""
+        return {"best": self.best, "judge": self.judge.state_dict() if self.judge else {}}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take over what `state_dict` gave."""
-        self.best = dict(state)
+        self.best = dict(state["best"])
+        if self.judge:
+            self.judge.load_state_dict(state["judge"])

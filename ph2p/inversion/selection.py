@@ -1,17 +1,19 @@
-"""Choosing the winner among the candidates of an image, and measuring it on draws that nothing was chosen on."""
+"""Choosing the winner among the candidates of an image."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
+from torch.nn.functional import cosine_similarity
 
-from ph2p.evaluation.metrics import cosine_similarity
+from ph2p.config.schema import Config
+from ph2p.errors import UserError
 from ph2p.inversion.draws import Draws
-from ph2p.inversion.objectives import candidate_losses
+from ph2p.inversion.objectives import candidate_losses, finite_or_infinite
 from ph2p.models.generators import Generator
-from ph2p.models.painting import paint
+from ph2p.models.painting import guidance_options, paint
 from ph2p.models.scorer import Scorer
 from ph2p.models.vocabulary import Vocabulary
 
@@ -40,8 +42,26 @@ class Pool:
 
     def best(self, count: int) -> "Pool":
         """The `count` entries with the lowest losses of every image; its newest entry is always among them."""
-        key = self.losses.nan_to_num(torch.inf)
+        key = finite_or_infinite(self.losses)
         key[:, -1] = -torch.inf
+        return self._lowest(key, count)
+
+    def lowest(self, count: int) -> "Pool":
+        """The `count` entries with the lowest losses of every image, and nothing else."""
+        return self._lowest(finite_or_infinite(self.losses), count)
+
+    def extended(self, token_ids: Tensor, losses: Tensor, epoch: int) -> "Pool":
+        """With what S searches found: prompts (B, S (1 + rounds), M), losses (B, S, 1 + rounds), from an epoch on."""
+        batch, starts, entries = losses.shape
+        epochs = epoch + torch.arange(entries, device=losses.device).repeat(batch, starts)
+        return Pool(
+            torch.cat([self.token_ids, token_ids], 1),
+            torch.cat([self.losses, losses.flatten(1)], 1),
+            torch.cat([self.epochs, epochs], 1),
+        )
+
+    def _lowest(self, key: Tensor, count: int) -> "Pool":
+        """The entries with the `count` lowest values of `key` (B, K) in every image."""
         index = key.topk(min(count, key.shape[1]), largest=False).indices  # (B, count)
         token_ids = self.token_ids.gather(1, index[..., None].expand(-1, -1, self.token_ids.shape[2]))
         return Pool(token_ids, self.losses.gather(1, index), self.epochs.gather(1, index))
@@ -57,7 +77,7 @@ def shortlist(
     the tokeniser, or dropped where that is no allowed prompt.
     """
     found: dict[tuple[int, ...], Candidate] = {}
-    order = torch.argsort(losses.nan_to_num(torch.inf), stable=True).tolist()
+    order = torch.argsort(finite_or_infinite(losses), stable=True).tolist()
     for k in order:
         ids = vocabulary.repair(token_ids[k])
         if ids is not None and tuple(ids) not in found:
@@ -81,25 +101,50 @@ def validate_candidates(
     return sorted(scored, key=lambda c: c.loss)
 
 
-def rank_finalists(
-    generator: Generator,
-    scorer: Scorer,
-    target_features: Tensor,
-    finalists: list[list[Candidate]],
-    steps: int,
-    seed: int,
-    guidance: dict[str, float],
-) -> list[list[Candidate]]:
-    """Paint every image's finalists with one seed and sort them by CLIP similarity to the target, best first.
+# Ranks an image's candidates, given as the lowest validation loss first: the winner first. `features` (E,) are the
+# picture's. A new rule is a class or function here or in a file of its own, and a line in `RULES`.
+Rule = Callable[[Tensor, list[Candidate]], list[Candidate]]
 
-    `target_features` (B, E). The similarity of prompt and picture says little about the painted picture
-    (arXiv 2408.06502), so pictures are compared with pictures. Costs 2 x steps forward samples a finalist.
+
+class BestRendering:
+    """The finalists by the CLIP similarity of picture and rendering, then the rest by loss.
+
+    Finalists are the first ones whose loss exceeds the best one's by at most `margin`. The similarity of prompt and
+    picture says little about the rendering (arXiv 2408.06502), so pictures are compared with pictures. All finalists
+    are rendered with one seed; guidance takes two denoiser samples a step.
     """
-    texts = [candidate.text for row in finalists for candidate in row]
-    pictures = paint(generator, texts, [seed] * len(texts), steps, guidance)
-    features = iter(scorer.image_features(pictures))
-    ranked = []
-    for row, target in zip(finalists, target_features, strict=True):
-        scored = [replace(c, clip_similarity=float(cosine_similarity(next(features), target))) for c in row]
-        ranked.append(sorted(scored, key=lambda c: (math.isnan(c.clip_similarity), -c.clip_similarity)))
-    return ranked
+
+    def __init__(self, generator: Generator, scorer: Scorer, cfg: Config) -> None:
+        self.generator, self.scorer = generator, scorer
+        self.choice, self.seed = cfg.method.selection, cfg.seed
+        self.guidance = guidance_options(cfg.generator)
+
+    def __call__(self, features: Tensor, candidates: list[Candidate]) -> list[Candidate]:
+        bound = candidates[0].loss * (1 + self.choice.margin)
+        some = [c for c in candidates[: self.choice.finalists] if c.loss <= bound] or candidates[:1]
+        texts = [candidate.text for candidate in some]
+        renderings = paint(self.generator, texts, [self.seed] * len(texts), self.choice.steps, self.guidance)
+        similarity = cosine_similarity(self.scorer.image_features(renderings), features, dim=-1).tolist()
+        ranked = [replace(c, clip_similarity=value) for c, value in zip(some, similarity, strict=True)]
+        ranked.sort(key=lambda c: (math.isnan(c.clip_similarity or 0), -(c.clip_similarity or 0)))
+        return ranked + candidates[len(some) :]
+
+
+def lowest_loss(features: Tensor, candidates: list[Candidate]) -> list[Candidate]:
+    """By validation loss alone: nothing is rendered, which leaves more of the budget for the search."""
+    return candidates
+
+
+# What `method.selection.rule` may be. What a rule needs of model and scorer is checked as it is made.
+RULES: dict[str, Callable[[Generator, Scorer, Config], Rule]] = {
+    "renderings": BestRendering,
+    "loss": lambda generator, scorer, cfg: lowest_loss,
+}
+
+
+def make_rule(generator: Generator, scorer: Scorer, cfg: Config) -> Rule:
+    """The rule that the configuration names; raises UserError for an unknown one and where it does not fit."""
+    name = cfg.method.selection.rule
+    if name not in RULES:
+        raise UserError(f"method.selection.rule={name}: choose one of {', '.join(RULES)}")
+    return RULES[name](generator, scorer, cfg)

@@ -11,14 +11,15 @@ from ph2p.inversion.draws import Draws, make_draws
 class InversionData(LightningDataModule):
     """Feed an inversion: epoch e yields `steps` batches (latents, Draws for ("epoch", e, "step", s)).
 
-    `latents` is (B, C, h, w); `draws` is N, the number of draws an image;
-    `timesteps` the range [t_min, t_max) they come from, `deviation` (M, D) that of the shifts of the prompt, if any.
+    `latents` is (B, C, h, w), or what else the objective compares prompts with; `keys` name the B rows in their draws,
+    `draws` is N, the number of them, `timesteps` the range [t_min, t_max) they come from, and `deviation` (M, D) that
+    of the shifts of the prompt, if any.
     """
 
     def __init__(
         self,
         latents: Tensor,
-        image_ids: Sequence[str],
+        keys: Sequence[str],
         seed: int,
         draws: int,
         steps: int = 1,
@@ -26,7 +27,7 @@ class InversionData(LightningDataModule):
         deviation: Tensor | None = None,
     ) -> None:
         super().__init__()
-        self.latents, self.image_ids = latents, list(image_ids)
+        self.latents, self.keys = latents, list(keys)
         self.seed, self.draws, self.steps, self.timesteps = seed, draws, steps, timesteps
         self.deviation = deviation
 
@@ -37,7 +38,7 @@ class InversionData(LightningDataModule):
         """Make the batch of one step, the same whenever and wherever it is asked for."""
         key = ("epoch", epoch, "step", step)
         shape = self.latents.shape[1:]
-        draws = make_draws(self.seed, self.image_ids, key, self.draws, self.timesteps, shape, self.deviation)
+        draws = make_draws(self.seed, self.keys, key, self.draws, self.timesteps, shape, self.deviation)
         return self.latents, draws
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -30,15 +30,19 @@ def frame_prompt(tokenizer: PreTrainedTokenizerBase, token_ids: Tensor, length: 
     """
     batch, count = token_ids.shape
     start = prompt_start(tokenizer)
-    room = length - start - 1
-    if count > room:
-        raise UserError(f"prompt: {count} tokens, but this model reads at most {room}; use fewer")
+    check_length(count, length - start - 1)
     framed = token_ids.new_full((batch, length), tokenizer.pad_token_id)
     if start:
         framed[:, 0] = tokenizer.bos_token_id
     framed[:, start : start + count] = token_ids
     framed[:, start + count] = tokenizer.eos_token_id
     return framed
+
+
+def check_length(count: int, room: int) -> None:
+    """Raise UserError if a prompt of `count` tokens is longer than `room`."""
+    if count > room:
+        raise UserError(f"prompt: {count} tokens, but this model reads at most {room}; use fewer")
 
 
 def prompt_start(tokenizer: PreTrainedTokenizerBase) -> int:
@@ -56,7 +60,7 @@ def soft_prompt(layer: nn.Module, embeddings: Tensor | None, start: int = 1) -> 
         yield
         return
 
-    def replace(module: nn.Module, args: tuple, output: Tensor) -> Tensor:
+    def replace(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
         end = start + embeddings.shape[1]
         return torch.cat([output[:, :start], embeddings.to(output), output[:, end:]], dim=1)
 

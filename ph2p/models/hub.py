@@ -1,6 +1,5 @@
-"""Models on the Hugging Face hub: fetching what a run reads of them, and saying in one line what is wrong."""
+"""Models on the Hugging Face hub: fetching what a run reads of them."""
 
-import errno
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,32 +8,24 @@ from typing import Any
 
 import diffusers
 import huggingface_hub
-from huggingface_hub import constants, errors
+from huggingface_hub import constants
 
 from ph2p.errors import UserError
-from ph2p.models.pretrained import NO_VARIANT, ONLY_PICKLES, first_line, is_pickle, no_progress_bars
+from ph2p.models.plain import LACKING, plain_hub_errors
+from ph2p.models.pretrained import NO_VARIANT, ONLY_PICKLES, ONLY_VARIANT, is_pickle, only_variant
 
 HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")  # not ./model, ../model or /model
 CONFIGURATION = ["*.json", "*.txt", "*.model"]  # in subfolders too
 MODEL = ["model.safetensors", "model-?????-of-?????.safetensors"]  # as transformers names them; not those of others
-TROUBLE: tuple[tuple[type[Exception], str], ...] = (  # the first that fits: some are kinds of later ones
-    (errors.GatedRepoError, "the model is gated; accept its licence on the hub and set HF_TOKEN"),
-    (errors.RepositoryNotFoundError, "neither a folder nor a model on the hub; check the name, or set HF_TOKEN"),
-    (errors.RevisionNotFoundError, "the hub has no such revision of it; check the revision"),
-    (errors.HFValidationError, "neither a folder nor a possible name on the hub; check the name"),
-)
-DISK = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT)
-REFUSED = "the hub refuses the request; check the name and HF_TOKEN"
-OUT_OF_REACH = "no folder, not all of it in the cache, and the hub out of reach; check the path, or load it once online"
 
 
-def download_file(hub_id: str, file: str, mend: str, **options: Any) -> Path:
-    """A file of a model on the Hugging Face hub, from the cache if it is there; `mend` is for a model without it.
+def download_file(hub_id: str, file: str, advice: str, **options: Any) -> Path:
+    """A file of a model on the Hugging Face hub, from the cache if it is there; `advice` is for a model without it.
 
     Raises:
         UserError: not a hub id, or the hub does not give the file.
     """
-    with _plain_errors(hub_id, f"the hub's model lacks the file {file}; {mend}"):
+    with _plain_errors(hub_id, f"the hub's model lacks the file {file}; {advice}"):
         return Path(huggingface_hub.hf_hub_download(hub_id, file, **options | _offline()))
 
 
@@ -44,8 +35,7 @@ def download_configuration(hub_id: str, **options: Any) -> Path:
     Raises:
         UserError: not a hub id, or the hub does not give them.
     """
-    with no_progress_bars():
-        return _snapshot(hub_id, CONFIGURATION, **options)
+    return _snapshot(hub_id, CONFIGURATION, **options)
 
 
 def download_model(hub_id: str, **options: Any) -> Path:
@@ -110,7 +100,7 @@ def _check_listing(hub_id: str, parts: list[str], variant: str | None = None, **
     """Say what is wrong with the weights that the hub lists in the folders `parts`, if anything is; needs the hub.
 
     Raises:
-        UserError: pickled weights only, or none of the variant.
+        UserError: pickled weights only, none of the variant, or of a variant only.
     """
     if (options | _offline()).get("local_files_only"):
         return
@@ -123,41 +113,14 @@ def _check_listing(hub_id: str, parts: list[str], variant: str | None = None, **
             raise UserError(f"{PurePosixPath(hub_id) / file.parent}: {ONLY_PICKLES}")
     if variant and not any(f".{variant}" in file.name for file in safe):
         raise UserError(f"{hub_id}: {NO_VARIANT.format(variant)}")
+    for part in parts if not variant else ():
+        if only := only_variant({file.name for file in safe if str(file.parent) == part}):
+            raise UserError(f"{hub_id}: {ONLY_VARIANT.format(only)}")
 
 
 @contextmanager
-def _plain_errors(hub_id: str, lacking: str = "the hub's model lacks a file; try again later") -> Iterator[None]:
+def _plain_errors(hub_id: str, lacking: str = LACKING) -> Iterator[None]:
     if not HUB_ID.fullmatch(hub_id):
         raise UserError(f"{hub_id}: no such folder; give an existing one or a hub id such as owner/model")
-    try:
+    with plain_hub_errors(hub_id, lacking):
         yield
-    except UserError:
-        raise
-    except Exception as error:  # the HTTP client's own errors have no common kind in all versions
-        raise UserError(f"{hub_id}: {_explain(error, lacking)}") from error
-
-
-def _explain(error: Exception, lacking: str) -> str:
-    """What is wrong and how to mend it; libraries wrap the hub's own errors in vaguer ones."""
-    chain = list(_causes(error))
-    for kind, message in TROUBLE:
-        if any(isinstance(cause, kind) for cause in chain):
-            return message
-    if any(getattr(getattr(cause, "response", None), "status_code", None) in (401, 403) for cause in chain):
-        return REFUSED
-    if any(isinstance(cause, errors.LocalEntryNotFoundError) for cause in chain):
-        return OUT_OF_REACH
-    if any(isinstance(cause, errors.EntryNotFoundError) for cause in chain):
-        return lacking
-    if any(isinstance(cause, OSError) and cause.errno in DISK for cause in chain):
-        return f"cannot be kept in the cache ({first_line(error)}); free space, or give another cache_dir"
-    return f"the hub does not give it ({first_line(error)}); try again later"
-
-
-def _causes(error: BaseException | None) -> Iterator[BaseException]:
-    """The error, what it was raised from, and what was being handled then."""
-    if error is not None:
-        yield error
-        yield from _causes(error.__cause__)
-        if error.__context__ is not error.__cause__:
-            yield from _causes(error.__context__)

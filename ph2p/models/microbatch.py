@@ -5,6 +5,8 @@ from collections.abc import Callable, Iterator
 from typing import TypeVar
 
 import torch
+from lightning.pytorch.utilities.memory import garbage_collection_cuda, is_oom_error
+from torch import Tensor
 
 from ph2p.errors import UserError
 
@@ -12,15 +14,17 @@ Result = TypeVar("Result")
 
 
 class MicroBatch:
-    """The largest number of denoiser rows at once, learned separately for each kind of pass.
+    """The largest number of rows at once, learned separately for each kind of pass.
 
-    Splitting changes sums of floats in their last bits and nothing else. `rows` is a bound, of at least 1;
-    None starts with everything at once and halves whenever the device runs out of memory.
+    Rows are independent of each other up to rounding, and another split rounds differently. `rows` is a bound, of at
+    least 1; None starts with everything at once and halves whenever the device runs out of memory. `used` names
+    the largest size of each kind that went through.
     """
 
     def __init__(self, rows: int | None = None) -> None:
         self.rows = rows
         self.learned: dict[str, int] = {}  # kind of pass -> rows that may fit
+        self.used: dict[str, int] = {}
 
     def run(self, kind: str, most: int, function: Callable[[int], Result]) -> Result:
         """`function(size)` with the most rows that fit, at most `most`; it begins anew after each failure.
@@ -30,16 +34,26 @@ class MicroBatch:
         while True:
             size = min(most, self.learned.get(kind, self.rows or most))
             try:
-                return function(size)
-            except torch.OutOfMemoryError as error:
+                result = function(size)
+            except RuntimeError as error:
+                if not is_oom_error(error):
+                    raise
                 if self.rows or size == 1:
                     advice = (
                         "give a smaller number, or auto" if self.rows else "free the device or take a smaller model"
                     )
                     at_once = self.rows or "auto"
                     raise UserError(f"method.microbatch={at_once}: out of memory with {size} rows; {advice}") from error
+            else:
+                self.used[kind] = max(size, self.used.get(kind, 0))
+                return result
             self.learned[kind] = size // 2  # here the failed attempt's tensors are gone
-            torch.cuda.empty_cache()
+            garbage_collection_cuda()
+
+    def map(self, kind: str, most: int, function: Callable[[Tensor], Tensor], rows: Tensor) -> Tensor:
+        """`function` of rows (K, ...), at most `most` of them at once."""
+        most = max(1, min(most, len(rows)))
+        return self.run(kind, most, lambda size: torch.cat([function(part) for part in rows.split(size)]))
 
 
 def parts(rows: int, draws: int, size: int) -> Iterator[tuple[slice, slice, float]]:

@@ -1,15 +1,15 @@
 """Renderings of prompts."""
 
 import torch
-from omegaconf import DictConfig
 from torch import Tensor
 
+from ph2p.config.schema import GeneratorConfig
 from ph2p.models.generators import Generator
 
 PICTURES_AT_ONCE = 32
 
 
-def guidance_options(generator: DictConfig) -> dict[str, float]:
+def guidance_options(generator: GeneratorConfig) -> dict[str, float]:
     """The arguments of `paint` that the configuration of a generator gives."""
     return {"guidance_scale": generator.guidance_scale, "guidance_rescale": generator.guidance_rescale}
 

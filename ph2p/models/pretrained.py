@@ -1,27 +1,27 @@
-"""Folders of pretrained weights: finding and checking them, and saying in one line what is wrong."""
+"""Folders of pretrained weights: what the libraries find out late or never, checked before they read them."""
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path, PurePath
 from typing import Any
-
-import diffusers
-import transformers
-from torch import nn
 
 from ph2p.errors import UserError
 
 TOKENIZER_FILES = ({"tokenizer.json"}, {"vocab.json", "merges.txt"}, {"spiece.model"}, {"tokenizer.model"})
 PICKLES = (".bin", ".ckpt", ".pt", ".pth")
+# Of a quant_method the package and its module, where they are not called like it.
+PACKAGES = {"quanto": ("optimum-quanto", "optimum"), "gptq": ("gptqmodel", "gptqmodel"), "awq": ("autoawq", "awq")}
 WHOLE_MODEL = "copy or download the whole model"
 UNSAFE = "pickled weights are unsafe; convert or download them as safetensors"
 ONLY_PICKLES = f"only pickled weights, and {UNSAFE}"
 NO_VARIANT = "no weights of the variant {}; check the variant, or leave it out"
+ONLY_VARIANT = "only weights of the variant {0}; give generator.variant={0}"
+UNFILLED = ("missing_keys", "mismatched_keys", "unexpected_keys")  # of the libraries' loading info
+HARMLESS = ("position_ids",)  # counts from 0 up, which older files hold
 
 
-def read_json(path: Path, mend: str) -> dict[str, Any]:
-    """A JSON object; `mend` tells the user what to do if it cannot be read.
+def read_json(path: Path, advice: str) -> dict[str, Any]:
+    """A JSON object; `advice` tells the user what to do if it cannot be read.
 
     Raises:
         UserError: the file is missing or not a JSON object.
@@ -29,11 +29,11 @@ def read_json(path: Path, mend: str) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise UserError(f"{path}: {error.strerror}; {mend}") from error
+        raise UserError(f"{path}: {error.strerror}; {advice}") from error
     except ValueError as error:
-        raise UserError(f"{path}: not valid JSON; {mend}") from error
+        raise UserError(f"{path}: not valid JSON; {advice}") from error
     if not isinstance(content, dict):
-        raise UserError(f"{path}: not a JSON object; {mend}")
+        raise UserError(f"{path}: not a JSON object; {advice}")
     return content
 
 
@@ -77,14 +77,24 @@ def check_weights(folder: Path, variant: str | None = None) -> None:
     """The folder holds safetensors, all shards of them; pickled weights are refused: loading a pickle runs its code.
 
     Raises:
-        UserError: it does not.
+        UserError: it does not, or a package that reads them is missing.
     """
-    if any(folder.glob("*.safetensors")):
+    names = {file.name for file in folder.glob("*.safetensors")}
+    if names:
+        if variant is None and (only := only_variant(names)):
+            raise UserError(f"{folder}: {ONLY_VARIANT.format(only)}")
         _check_shards(folder, variant)
+        _check_package(folder)
     elif any(map(is_pickle, folder.iterdir())):
         raise UserError(f"{folder}: {ONLY_PICKLES}")
     else:
         raise UserError(f"{folder}: no .safetensors file; {WHOLE_MODEL}")
+
+
+def only_variant(names: set[str]) -> str | None:
+    """The variant, such as fp16, that all safetensors of these names are of; None if there are others too."""
+    variants = {PurePath(name.removesuffix(".safetensors").partition("-0")[0]).suffix.lstrip(".") for name in names}
+    return min(variants) if variants and "" not in variants else None
 
 
 def _check_shards(folder: Path, variant: str | None) -> None:
@@ -99,6 +109,33 @@ def _check_shards(folder: Path, variant: str | None) -> None:
         for shard in sorted(set(shards.values())):
             if not (folder / shard).is_file():
                 raise UserError(f"{folder / shard}: this shard of the weights is missing; {WHOLE_MODEL}")
+
+
+def _check_package(folder: Path) -> None:
+    """Quantised weights are read by a package of their own."""
+    file = folder / "config.json"
+    quantised = read_json(file, WHOLE_MODEL).get("quantization_config") if file.exists() else None
+    method = quantised.get("quant_method", "") if isinstance(quantised, dict) else ""
+    method = method.partition("_")[0]  # bitsandbytes_4bit
+    package, module = PACKAGES.get(method, (method, method))
+    if method and find_spec(module) is None:
+        raise UserError(f"{folder}: weights quantised by {method}, and its package is missing; pip install {package}")
+
+
+def check_filled(folder: Path, found: dict[str, Any]) -> None:
+    """What a library says of the weights it has loaded: each of the model's was in the file, and no other.
+
+    Raises:
+        UserError: some were not, or are of another model; the line names one.
+    """
+    for kind, complaint in zip(UNFILLED, ("lacks some", "has another shape for some", "holds more than"), strict=True):
+        names = sorted(str(name) for name in found.get(kind) or ())
+        names = [name for name in names if not name.endswith(HARMLESS)]
+        if names:
+            raise UserError(
+                f"{folder}: the weights file {complaint} of the model's weights ({len(names)}, such as {names[0]}); "
+                "copy or download it again, together with its config.json"
+            )
 
 
 def is_pickle(file: PurePath) -> bool:
@@ -118,55 +155,5 @@ def check_safe(file: Path) -> None:
         raise UserError(f"{file}: no .safetensors file; give one, or the folder of a model")
 
 
-def check_complete(pipeline: diffusers.DiffusionPipeline) -> None:
-    """Every weight of the pipeline was in its files.
-
-    Raises:
-        UserError: some weights were never filled.
-    """
-    for name, part in pipeline.components.items():
-        if isinstance(part, nn.Module) and any(weight.is_meta for weight in part.parameters()):
-            raise UserError(f"{name}: the weights file lacks some of its weights; copy or download it again")
-
-
-def import_pipeline(name: str) -> type[diffusers.DiffusionPipeline]:
-    """A pipeline class of diffusers, without the warning that torchvision is missing: we do not need it."""
-    verbosity = transformers.logging.get_verbosity()
-    transformers.logging.set_verbosity_error()
-    try:
-        return getattr(diffusers, name)
-    finally:
-        transformers.logging.set_verbosity(verbosity)
-
-
-@contextmanager
-def plain_errors(name: str, mend: str = "copy or download it again") -> Iterator[None]:
-    """Whatever goes wrong while loading becomes one line: damaged files raise errors of any kind."""
-    try:
-        yield
-    except UserError:
-        raise
-    except Exception as error:
-        raise UserError(f"{name}: cannot be loaded ({first_line(error)}); {mend}") from error
-
-
-@contextmanager
-def no_progress_bars() -> Iterator[None]:
-    """While inside, diffusers and transformers show no bars for reading weights."""
-    loggers = [logs for logs in (diffusers.logging, transformers.logging) if logs.is_progress_bar_enabled()]
-    for logs in loggers:
-        logs.disable_progress_bar()
-    try:
-        yield
-    finally:
-        for logs in loggers:
-            logs.enable_progress_bar()
-
-
 def _names(folder: Path) -> set[str]:
     return {path.name for path in folder.iterdir()}
-
-
-def first_line(error: Exception) -> str:
-    """The first line of an error's message, or its kind if it has none."""
-    return next(iter(str(error).strip().splitlines()), type(error).__name__).rstrip(".:")

@@ -59,9 +59,12 @@ class Vocabulary(nn.Module):
             )
         self.tokenizer, self.lead = tokenizer, lead
         table = embeddings.detach().float()  # (V, D); half precision would not tell near tokens apart
-        ids = self._readable(self._wanted(folded(blocklist), folded(allowlist), tokens))
+        listed = folded(allowlist)
+        ids = self._readable(self._wanted(folded(blocklist), listed, tokens))
         if not ids:
-            raise UserError("vocabulary: no token is left; widen generator.tokens or give other word lists")
+            names = ", ".join(sorted(listed)[:3])
+            reason = f"none of the allowlist's words ({names}, ...) is one token; " if listed else ""
+            raise UserError(f"vocabulary: no token is left; {reason}widen generator.tokens or give other word lists")
         allowed_ids = _first_of_equals(table[ids], ids).to(table.device)
         self.register_buffer("embeddings", table, persistent=False)
         self.register_buffer("square_norms", table.square().sum(-1), persistent=False)  # (V,)
@@ -122,7 +125,7 @@ class Vocabulary(nn.Module):
 
     def decode(self, token_ids: Sequence[int] | Tensor) -> str:
         """The text of (M,) ids, its words separated by single spaces."""
-        text = self.tokenizer.decode(_as_list(token_ids), clean_up_tokenization_spaces=False)
+        text: str = self.tokenizer.decode(_as_list(token_ids), clean_up_tokenization_spaces=False)
         # CLIP's tokenizer loses its own handling of word ends when it is copied or pickled.
         return " ".join(text.replace("</w>", " ").split())
 

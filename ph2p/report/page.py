@@ -1,66 +1,154 @@
-"""The page of a results folder: one HTML text that holds everything, pictures as data URIs."""
+"""The pages of a results folder: up to `CARDS` images each, the first with what concerns the whole run.
 
-import base64
-import io
+A folder of one page is one HTML text that holds everything. Of several pages the pictures are files beside them.
+"""
+
+import hashlib
+import json
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import asdict, dataclass
 from datetime import datetime
+from functools import cached_property
 from pathlib import Path
-from statistics import fmean, median
 from typing import Any
 
 import yaml
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from PIL import Image
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 
-from ph2p.report.chart import place_curves
-from ph2p.report.formatting import NOTHING, count, duration, loss, percent, share, signed
-from ph2p.report.records import Record, figure, figures, parsed, read_text, samples, succeeded
+from ph2p.evaluation.metrics import TABLE, shown_in
+from ph2p.files import write_whole
+from ph2p.report.card import Item, make_card, picture_names
+from ph2p.report.pictures import Pictures, inside
+from ph2p.report.records import Record, mapping, over_images, read_if_there, reason, succeeded, warnings_in
 
-SHOWN_CANDIDATES = 50
-LARGEST_EMBEDDED = 150_000  # bytes; larger pictures are shrunk, or a page of a hundred would be slow to open
-SHRUNK_SIDE = 640  # pixels: sharp at the size a card shows
-EMBEDDED_KINDS = ("image/png", "image/jpeg", "image/webp")
+CARDS = 100  # on a page
+SHOWN_FAILURES = 200
+TEMPLATES = Path(__file__).parent / "templates"
 
 
-def html(folder: Path, records: Sequence[Record]) -> str:
-    """Fill in the template `report.html.j2` from a results folder and its records."""
+@dataclass(frozen=True)
+class Run:
+    """A results folder as it is read once for all pages."""
+
+    folder: Path
+    records: Sequence[Record]
+
+    @cached_property
+    def good(self) -> list[Record]:
+        return [record for record in self.records if succeeded(record)]
+
+    @cached_property
+    def failed(self) -> list[Record]:
+        return [record for record in self.records if not succeeded(record)]
+
+    @cached_property
+    def config_text(self) -> str:
+        return read_if_there(self.folder / "config.yaml")
+
+    @cached_property
+    def config(self) -> dict[str, Any]:
+        with suppress(yaml.YAMLError):
+            return mapping(yaml.safe_load(self.config_text))
+        return {}
+
+    @property
+    def title(self) -> str:
+        return str(self.config.get("name") or self.folder.resolve().name)
+
+
+def write_pages(run: Run) -> Path:
+    """Write `index.html`, `index-2.html`, ... and return the first; a page that is already right is left alone.
+
+    Raises OSError when one cannot be written.
+    """
     environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent / "templates"),
+        loader=FileSystemLoader(TEMPLATES),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    good = [record for record in records if succeeded(record)]
-    config = _read_config(folder)
-    return environment.get_template("report.html.j2").render(
-        title=str(config.get("name") or folder.resolve().name),
-        about=_about(folder, records, config),
-        totals=_totals(records, good) if records else [],
-        cards=[_card(folder, record) for record in good],
-        failed=[{"error": None, **record} for record in records if not succeeded(record)],
-        config=read_text(folder / "config.yaml"),
+    template = environment.get_template("report.html.j2")
+    pages = max(1, -(-len(run.good) // CARDS))
+    for page in range(1, pages + 1):
+        _write_page(run, template, page, pages)
+    for old in run.folder.glob("index-*.html"):
+        if old.stem.removeprefix("index-").isdecimal() and int(old.stem.removeprefix("index-")) > pages:
+            old.unlink(missing_ok=True)
+    return run.folder / "index.html"
+
+
+def page_name(page: int) -> str:
+    return "index.html" if page == 1 else f"index-{page}.html"
+
+
+def _write_page(run: Run, template: Template, page: int, pages: int) -> None:
+    """Write one page, unless what is there was made from the same records, pictures and template."""
+    chunk = run.good[CARDS * (page - 1) : CARDS * page]
+    head = _head(run, page) | _neighbours(run, page, pages)
+    state, path = _state(run, template, chunk, head), run.folder / page_name(page)
+    if state in _start_of(path):
+        return
+    names = [name for record in chunk for name in picture_names(record)]
+    sources = Pictures(run.folder, embed=pages == 1).addresses(names)
+    html = template.render(
+        **head, state=state, cards=[make_card(run.folder, record, sources) for record in chunk], legend=TABLE
     )
+    write_whole(path, html.encode("utf-8", "backslashreplace"))
 
 
-def _read_config(folder: Path) -> dict[str, Any]:
-    with suppress(yaml.YAMLError):
-        config = yaml.safe_load(read_text(folder / "config.yaml"))
-        if isinstance(config, dict):
-            return config
-    return {}
+def _start_of(path: Path) -> str:
+    """The first bytes of a page as text, where its state stands; nothing when there is no page."""
+    with suppress(OSError), path.open("rb") as file:
+        return file.read(600).decode("utf-8", "replace")
+    return ""
 
 
-def _about(folder: Path, records: Sequence[Record], config: dict[str, Any]) -> list[tuple[str, str]]:
+def _state(run: Run, template: Template, chunk: Sequence[Record], head: dict[str, Any]) -> str:
+    """A hash of all that a page is made from; a picture painted anew shows in the time of its folder."""
+    places = [inside(run.folder, mapping(record.get("files")).get("target")) for record in chunk]
+    times = [place.parent.stat().st_mtime_ns if place and place.parent.exists() else 0 for place in places]
+    code = read_if_there(Path(str(template.filename)))
+    content = json.dumps([code, times, chunk, head], sort_keys=True, default=asdict)
+    return hashlib.sha256(content.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def _head(run: Run, page: int) -> dict[str, Any]:
+    """What stands around the cards: on the first page all that concerns the whole run, else only its name."""
+    first = page == 1
+    return {
+        "title": run.title,
+        "images": len(run.good) if first else 0,
+        "about": _about(run) if first else [],
+        "totals": _totals(run) if first and run.records else [],
+        "warnings": _warnings(run) if first else [],
+        "failed": [(str(r["image_id"]), reason(r)) for r in run.failed[:SHOWN_FAILURES]] if first else [],
+        "failed_total": len(run.failed) if first else 0,
+        "config": run.config_text if first else "",
+    }
+
+
+def _neighbours(run: Run, page: int, pages: int) -> dict[str, Any]:
+    """The other pages. A full page that is not the first stays as it is when more images are added."""
+    links = [("first", 1), ("previous", page - 1)] if page > 1 else []
+    links += [("next", page + 1)] if page < pages else []
+    numbers = [(str(k), page_name(k)) for k in range(1, pages + 1)] if page == 1 and pages > 1 else []
+    span = (CARDS * (page - 1) + 1, min(CARDS * page, len(run.good)))
+    return {"page": page, "span": span, "links": [(name, page_name(k)) for name, k in links], "pages": numbers}
+
+
+def _about(run: Run) -> list[tuple[str, str]]:
     """Say how the results came about: (name, value) of method, generator and date, each where known."""
-    methods = sorted({str(record["method"]) for record in records if record.get("method")})
-    files = [folder / "config.yaml", *sorted((folder / "results").glob("part-*.jsonl"))]
+    methods = sorted({str(record["method"]) for record in run.records if record.get("method")})
+    files = [run.folder / "config.yaml", *sorted((run.folder / "results").glob("part-*.jsonl"))]
     times = [file.stat().st_mtime for file in files if file.exists()]
+    ways = _ways(run)
     about = {
-        "method": ", ".join(methods) or _named(config.get("method")),
-        "generator": _named(config.get("generator")),
+        "method": ", ".join(methods) or _named(run.config.get("method")),
+        "generator": _named(run.config.get("generator")),
         "run on": f"{datetime.fromtimestamp(times[0]):%d %B %Y, %H:%M}" if times else "",
+        "measured with": ways[0] if len(ways) == 1 else "",
     }
     return [(name, value) for name, value in about.items() if value]
 
@@ -72,139 +160,30 @@ def _named(node: object) -> str:
     return "/".join(Path(str(node)).parts[-2:]) if node else ""
 
 
-def _totals(records: Sequence[Record], good: Sequence[Record]) -> list[dict[str, str]]:
+def _ways(run: Run) -> list[str]:
+    """The different ways in which the images were measured, each as one text."""
+    return sorted({_way(record) for record in run.good} - {""})
+
+
+def _way(record: Record) -> str:
+    return ", ".join(f"{key} {value}" for key, value in mapping(record.get("measured_with")).items())
+
+
+def _warnings(run: Run) -> list[str]:
+    """What concerns several images: prompts with warnings, and values that do not compare."""
+    warned, ways = sum(bool(warnings_in(record)) for record in run.good), _ways(run)
+    texts = [f"{warned} of {len(run.good)} prompts with a warning: see their cards"] if warned else []
+    if len(ways) > 1:
+        texts.append(f"Not all images were measured alike, so their values do not compare: {'; '.join(ways)}")
+    return texts
+
+
+def _totals(run: Run) -> list[Item]:
     """Sum up a run for the head of the page, leaving out what no record knows."""
-    failed = len(records) - len(good)
-    totals = [_item("images", str(len(good)), "images with a prompt", f"{failed} failed" if failed else "")]
-    if regrets := figures(good, "regret"):
-        totals.append(_item("median regret", signed(median(regrets)), "0: as good as the true caption"))
-    if recalls := figures(good, "word_recall"):
-        totals.append(_item("words found", percent(fmean(recalls)), "mean share of true attributes named"))
-    if similarities := figures(good, "clip_similarity"):
-        truths = figures(good, "clip_similarity_caption")
-        note = f"caption {share(fmean(truths))}" if truths else ""
-        totals.append(_item("CLIP similarity", share(fmean(similarities)), "mean over images", note))
-    if texts := figures(good, "reference_similarity"):
-        words = _beside("ROUGE-1", share(fmean(figures(good, "reference_rouge1") or [0.0])))
-        totals.append(_item("CLIP, text", share(fmean(texts)), "prompt and nearest reference, mean", words))
-    forward, backward = samples(good)
-    if forward or backward:
-        totals.append(_item("samples forward", count(forward), "denoiser evaluations"))
-        totals.append(_item("samples backward", count(backward), "denoiser evaluations"))
-    if seconds := figures(good, "seconds"):
-        totals.append(_item("time", duration(sum(seconds)), "summed over images"))
+    note = f"{len(run.failed)} failed" if run.failed else ""
+    totals = [Item("images", str(len(run.good)), "images with a prompt", note)]
+    for metric in shown_in("total"):
+        if (value := over_images(metric, run.good)) is not None:
+            name = metric.name if metric.over == "sum" else f"{metric.over} {metric.name}"
+            totals.append(Item(name, metric.show(value), metric.about, "all images" if metric.over == "sum" else ""))
     return totals
-
-
-def _card(folder: Path, record: Record) -> dict[str, Any]:
-    """Gather what the page shows of one image."""
-    files = _mapping(record.get("files"))
-    found = parsed(read_text(_inside(folder, files.get("candidates"))))
-    candidates = _listed(found.get("candidates"))
-    return {
-        "image_id": str(record["image_id"]),
-        "prompt": str(record.get("prompt") or ""),
-        "caption": str(record.get("caption") or ""),
-        "target": _embedded(folder, files.get("target")),
-        "references": [str(text) for text in _listed(record.get("references"))],
-        "notes": [str(note) for note in _listed(record.get("notes"))],
-        "samples": [_embedded(folder, name) for name in _listed(files.get("samples"))],
-        "caption_samples": [_embedded(folder, name) for name in _listed(files.get("caption_samples"))],
-        "facts": _facts(record),
-        "chart": place_curves(_listed(found.get("loss_curve")), _listed(found.get("search_curve")), _bounds(record)),
-        "candidates": [_candidate(_mapping(row)) for row in candidates[:SHOWN_CANDIDATES]],
-        "candidates_total": len(candidates),
-    }
-
-
-def _bounds(record: Record) -> list[tuple[str, str, float | None]]:
-    """The losses that a curve lies between: of no words, and of a caption."""
-    captions = {"true caption": "loss_caption", "best reference": "loss_reference"}
-    lower = [("lower", name, figure(record, key)) for name, key in captions.items()]
-    return [("upper", "empty prompt", figure(record, "loss_empty")), *lower]
-
-
-def _candidate(row: dict[str, Any]) -> dict[str, str]:
-    return {
-        "prompt": str(row.get("prompt") or ""),
-        "loss": loss(figure(row, "loss")),
-        "clip": share(figure(row, "clip_similarity")),
-        "epoch": count(figure(row, "epoch")),
-    }
-
-
-def _facts(record: Record) -> list[dict[str, str]]:
-    """List an image's figures, each beside that of its true caption where there is one."""
-    regret, recall = figure(record, "regret"), figure(record, "word_recall")
-    caption = _beside("caption", loss(figure(record, "loss_caption")))
-    loss_note = caption or _beside("best reference", loss(figure(record, "loss_reference")))
-    clip_note = _beside("caption", share(figure(record, "clip_similarity_caption")))
-    forward, backward = samples([record])
-    facts = [
-        _item("loss", loss(figure(record, "loss")), "", loss_note),
-        _item("regret", signed(regret), "0: as good as the true caption", "", _grade(regret)),
-        _item("CLIP", share(figure(record, "clip_similarity")), "", clip_note),
-        _item("words found", percent(recall), "share of the true attributes named"),
-        _item("CLIP, text", share(figure(record, "reference_similarity")), "prompt and nearest reference"),
-        _item("ROUGE-1", share(figure(record, "reference_rouge1")), "words shared with the nearest reference"),
-        _item("ROUGE-L", share(figure(record, "reference_rouge_l")), "words in order, nearest reference"),
-        _item("samples", f"{forward:,.0f} + {backward:,.0f}", "denoiser evaluations: forward + backward"),
-        _item("time", duration(figure(record, "seconds"))),
-    ]
-    return [fact for fact in facts if fact["value"] != NOTHING]
-
-
-def _item(name: str, value: str, hint: str = "", note: str = "", grade: str = "") -> dict[str, str]:
-    return {"name": name, "value": value, "hint": hint, "note": note, "grade": grade}
-
-
-def _beside(name: str, value: str) -> str:
-    return "" if value == NOTHING else f"{name} {value}"
-
-
-def _grade(regret: float | None) -> str:
-    # The colours mean: as good as the caption; clearly better than nothing; not.
-    if regret is None:
-        return ""
-    return "good" if regret <= 0.05 else "fair" if regret <= 0.5 else "poor"
-
-
-def _mapping(value: object) -> dict[str, Any]:
-    return value if isinstance(value, dict) else {}
-
-
-def _listed(value: object) -> list[Any]:
-    return value if isinstance(value, list) else []
-
-
-def _inside(folder: Path, name: object) -> Path | None:
-    """Return the file that a record names, or None when it names none or one outside the folder."""
-    if not name or not isinstance(name, str) or "\0" in name:
-        return None
-    file = (folder / name).resolve()
-    return file if file.is_relative_to(folder.resolve()) else None
-
-
-def _embedded(folder: Path, name: object) -> str | None:
-    """Return a picture of the folder as a data URI, or None when it is missing or damaged."""
-    file = _inside(folder, name)
-    if file is None:
-        return None
-    try:
-        content = file.read_bytes()
-        with Image.open(io.BytesIO(content)) as image:
-            image.load()
-            kind = image.get_format_mimetype()
-            if len(content) > LARGEST_EMBEDDED or kind not in EMBEDDED_KINDS:
-                content, kind = _shrunk(image), "image/webp"
-    except Exception:  # Pillow's readers raise nearly anything on broken bytes
-        return None
-    return f"data:{kind};base64,{base64.b64encode(content).decode()}"
-
-
-def _shrunk(image: Image.Image) -> bytes:
-    image = image.convert("RGB")
-    image.thumbnail((SHRUNK_SIDE, SHRUNK_SIDE))
-    buffer = io.BytesIO()
-    image.save(buffer, "WEBP", quality=88)
-    return buffer.getvalue()

@@ -1,13 +1,15 @@
-"""The records of a results folder, also of an unfinished run, and the figures in them."""
+"""The records of a results folder, also of an unfinished run, and the values in them."""
 
 import json
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
+from statistics import fmean, median
 from typing import Any
 
 from ph2p.errors import UserError
-from ph2p.report.formatting import finite
+from ph2p.evaluation.formatting import finite
+from ph2p.evaluation.metrics import Metric
 
 Record = dict[str, Any]
 
@@ -16,21 +18,26 @@ def read_results(folder: str | Path) -> list[Record]:
     """Read the records of a results folder, in the order in which the images were first written.
 
     The last record of an image wins: a run that was continued has tried it again. Lines that are no record,
-    such as the torn last one of a killed run, are passed over. Raises UserError when there is no such folder.
+    such as the torn last one of a killed run, are passed over. Raises UserError when there is no such folder, or
+    when a file of it cannot be read.
     """
     folder = Path(folder)
     if not folder.is_dir():
         raise UserError(f"{folder}: no such results folder: give the one that a run has written")
     records: dict[str, Record] = {}
     for part in sorted((folder / "results").glob("part-*.jsonl")):
-        for line in read_text(part).split("\n"):  # splitlines() also cuts at characters that JSON may hold
+        try:
+            text = part.read_bytes().decode("utf-8", "replace")
+        except OSError as error:
+            raise UserError(f"{part}: cannot be read ({error.strerror}): give read permission there") from error
+        for line in text.split("\n"):  # splitlines() also cuts at characters that JSON may hold
             record = parsed(line)
             if "image_id" in record:
                 records[str(record["image_id"])] = record
     return list(records.values())
 
 
-def read_text(file: Path | None) -> str:
+def read_if_there(file: Path | None) -> str:
     """Return what stands in a file, or nothing when it cannot be read."""
     with suppress(OSError):
         return file.read_text(encoding="utf-8", errors="replace") if file else ""
@@ -39,26 +46,44 @@ def read_text(file: Path | None) -> str:
 
 def parsed(text: str) -> dict[str, Any]:
     """Return the JSON object that a text holds, or an empty one when it holds none."""
-    with suppress(json.JSONDecodeError):
-        value = json.loads(text)
-        if isinstance(value, dict):
-            return value
+    with suppress(json.JSONDecodeError, RecursionError):
+        return mapping(json.loads(text))
     return {}
+
+
+def mapping(value: object) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def listed(value: object) -> list[Any]:
+    return value if isinstance(value, list) else []
 
 
 def succeeded(record: Record) -> bool:
     return record.get("status") == "ok"
 
 
-def figure(record: Record, key: str) -> float | None:
+def number(record: Record, key: str) -> float | None:
     """Return a finite number of the record, or None: what is not known is left out of every mean."""
     return finite(record.get(key))
 
 
-def figures(records: Sequence[Record], key: str) -> list[float]:
-    return [value for record in records if (value := figure(record, key)) is not None]
+def numbers(records: Sequence[Record], key: str) -> list[float]:
+    return [value for record in records if (value := number(record, key)) is not None]
 
 
-def samples(records: Sequence[Record]) -> tuple[float, float]:
-    """Sum up the denoiser samples, forward and backward."""
-    return sum(figures(records, "forward_samples")), sum(figures(records, "backward_samples"))
+def over_images(metric: Metric, records: Sequence[Record]) -> float | None:
+    """The metric's mean, median or sum over the images that have it; None without any."""
+    known = numbers(records, metric.key)
+    if not known:
+        return None
+    return sum(known) if metric.over == "sum" else median(known) if metric.over == "median" else fmean(known)
+
+
+def warnings_in(record: Record) -> list[str]:
+    return [str(warning) for warning in listed(record.get("warnings"))]
+
+
+def reason(record: Record) -> str:
+    """Why an image has no prompt."""
+    return str(record.get("error") or "no reason was recorded")

@@ -1,91 +1,151 @@
-"""The report of a results folder: a table for the terminal, and one self-contained HTML page.
+"""The report of a results folder: a summary for the terminal, and the pages beside the results.
 
 Nothing here loads a model: whatever a run left behind, also an unfinished one, can be looked at.
 """
 
+import fcntl
 import os
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
-from statistics import fmean, median
 
+from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
+from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from ph2p.errors import UserError
-from ph2p.report.formatting import count, fixed, loss, percent, share, signed
-from ph2p.report.page import html
-from ph2p.report.records import Record, figure, figures, read_results, samples, succeeded
+from ph2p.evaluation.formatting import visible
+from ph2p.evaluation.metrics import Metric, shown_in
+from ph2p.files import plain_disk_errors
+from ph2p.report.page import Run, write_pages
+from ph2p.report.records import Record, number, numbers, over_images, read_results, reason, succeeded, warnings_in
 
-COLUMNS: dict[str, tuple[str, Callable[[float | None], str]]] = {  # of the terminal's table: key and how to write it
-    "loss": ("loss", loss),
-    "regret": ("regret", signed),
-    "CLIP": ("clip_similarity", share),
-    "CLIP text": ("reference_similarity", share),
-    "samples": ("", count),
-    "seconds": ("seconds", lambda value: fixed(value, 1)),
-}
+ROWS = 40  # images in the terminal; the page has them all
+NAME, PROMPT = 28, 24  # columns that a table has for an image's name, at most, and for a prompt, at least
 
 
-def summary_table(records: Sequence[Record]) -> Table:
-    """Lay out the records as a table for the terminal, failed images with their error.
+@dataclass(frozen=True)
+class Summary:
+    """The records for the terminal: a table where it is wide enough, otherwise a few lines an image.
 
-    A column that no image has a figure for is left out.
+    Of more than `ROWS` images, those that failed or have a warning are shown first. A value that no image has is
+    left out. Nothing in names, prompts and errors is taken for markup or steers the terminal, and what the terminal's
+    encoding lacks is written as an escape.
     """
-    table = Table(caption=_caption(records), header_style="bold")
-    table.add_column("image", overflow="fold", max_width=28)
-    table.add_column("prompt", overflow="fold", ratio=1)
-    good = [record for record in records if succeeded(record)]
-    columns = [name for name, (key, _) in COLUMNS.items() if not key or not good or figures(good, key)]
-    for name in columns:
-        table.add_column(name, justify="right", no_wrap=True)
-    for record in records:
-        table.add_row(*_row(record, columns))
-    return table
+
+    records: Sequence[Record]
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        write = _Writer(options.encoding)
+        good = [record for record in self.records if succeeded(record)]
+        metrics = [metric for metric in shown_in("column") if numbers(good, metric.key)]
+        shown = _most_telling(self.records)
+        if shown:
+            wide = options.max_width >= _narrowest(shown, metrics)
+            yield from write.table(shown, metrics) if wide else write.lines(shown, metrics)
+        yield from write.closing(good, len(self.records) - len(good), len(self.records) - len(shown))
 
 
-def _row(record: Record, columns: Sequence[str]) -> list[Text]:
-    # Text, not str: square brackets in names and prompts are no markup.
-    name = Text(str(record["image_id"]))
-    if not succeeded(record):
-        return [name, Text(f"failed: {record.get('error') or 'no reason was recorded'}", style="red")]
-    cells = [name, Text(str(record.get("prompt") or ""))]
-    for key, write in (COLUMNS[column] for column in columns):
-        cells.append(Text(write(figure(record, key) if key else sum(samples([record])))))
-    return cells
+def summary_table(records: Sequence[Record]) -> Summary:
+    """Lay out the records for the terminal; print it on a rich console."""
+    return Summary(records)
 
 
-def _caption(records: Sequence[Record]) -> str:
-    good = [record for record in records if succeeded(record)]
-    parts = [f"{len(good)} ok, {len(records) - len(good)} failed"]
-    if regrets := figures(good, "regret"):
-        parts.append(f"median regret {signed(median(regrets))}")
-    if recalls := figures(good, "word_recall"):
-        parts.append(f"words found {percent(fmean(recalls))}")
-    if similarities := figures(good, "clip_similarity"):
-        parts.append(f"mean CLIP {share(fmean(similarities))}")
-    if texts := figures(good, "reference_similarity"):
-        parts.append(f"to the nearest reference: CLIP {share(fmean(texts))}")
-    if words := figures(good, "reference_rouge1"):
-        parts.append(f"ROUGE-1 {share(fmean(words))}")
-    return " · ".join(parts)
+def _most_telling(records: Sequence[Record]) -> list[Record]:
+    """At most `ROWS` records, in their order: first those that failed, then those with a warning, then the others."""
+    order = sorted(range(len(records)), key=lambda k: (succeeded(records[k]), not warnings_in(records[k])))
+    return [records[k] for k in sorted(order[:ROWS])]
+
+
+def _narrowest(records: Sequence[Record], metrics: Sequence[Metric]) -> int:
+    """How wide a terminal must be for a table of these records whose prompts can still be read."""
+    name = min(NAME, max(len(visible(record["image_id"])) for record in records))
+    cells = [[metric.name, *(metric.show(number(record, metric.key)) for record in records)] for metric in metrics]
+    widths = [name, PROMPT, *(max(map(len, column)) for column in cells)]
+    return sum(widths) + 3 * len(widths) + 1  # a space on either side of each, and the lines between them
+
+
+@dataclass(frozen=True)
+class _Writer:
+    """Writes records as what a terminal of this encoding can show."""
+
+    encoding: str
+
+    def text(self, value: object, style: str = "") -> Text:
+        # Text, not str: square brackets in names and prompts are no markup.
+        known = visible(value).encode(self.encoding, "backslashreplace").decode(self.encoding)
+        return Text(known, style=style, overflow="fold")
+
+    def said(self, record: Record) -> Text:
+        """The prompt of an image with its warnings, or why it has none."""
+        if not succeeded(record):
+            return self.text(f"failed: {reason(record)}", "red")
+        lines = [self.text(record.get("prompt") or "(empty prompt)")]
+        lines += [self.text(f"warning: {warning}", "yellow") for warning in warnings_in(record)]
+        return Text("\n").join(lines)
+
+    def table(self, shown: Sequence[Record], metrics: Sequence[Metric]) -> Iterator[RenderableType]:
+        table = Table(header_style="bold")
+        table.add_column("image", overflow="fold", max_width=NAME)
+        table.add_column("prompt", overflow="fold", ratio=1)
+        for metric in metrics:
+            table.add_column(self.text(metric.name), justify="right", no_wrap=True)
+        for record in shown:
+            values = [self.text(metric.show(number(record, metric.key))) for metric in metrics]
+            known = values if succeeded(record) else []
+            table.add_row(self.text(record["image_id"]), self.said(record), *known)
+        yield table
+
+    def lines(self, shown: Sequence[Record], metrics: Sequence[Metric]) -> Iterator[RenderableType]:
+        for record in shown:
+            yield self.text(record["image_id"], "bold")
+            yield Padding(self.said(record), (0, 0, 0, 2))
+            known = [(metric, value) for metric in metrics if (value := number(record, metric.key)) is not None]
+            values = " · ".join(f"{metric.name} {metric.show(value)}" for metric, value in known)
+            if succeeded(record) and values:
+                yield Padding(self.text(values, "dim"), (0, 0, 0, 2))
+
+    def closing(self, good: Sequence[Record], failed: int, left_out: int) -> Iterator[RenderableType]:
+        """What holds for all images: how many were left out, how many are well, what they are worth together."""
+        if left_out:
+            yield self.text(f"... and {left_out} more, see the page")
+        parts = [f"{len(good)} ok, {failed} failed"]
+        for metric in shown_in("total"):
+            value = over_images(metric, good)
+            if value is not None and metric.over != "sum":
+                parts.append(f"{metric.over} {metric.name} {metric.show(value)}")
+        yield self.text(" · ".join(parts), "italic")
+        if warned := sum(bool(warnings_in(record)) for record in good):
+            yield self.text(f"warning: {warned} of {len(good)} prompts should not be trusted as they are", "yellow")
+
+
+# --- the pages ----------------------------------------------------------------------------------------------------
 
 
 def write_report(folder: str | Path) -> Path:
-    """Write `index.html` into a results folder and return its path.
+    """Write the pages of a results folder and return the first, `index.html`.
 
-    The page holds everything: pictures as data URIs, no script, no address outside itself. It takes the
-    old one's place in one go, so that nobody sees half a page. Raises UserError when it cannot be written.
+    They hold no script and no address outside the folder. Of processes that write at the same time one works, the
+    others wait, and then write only what has changed since. Each page takes the old one's place in one go, so that
+    nobody sees half a page. Raises UserError when one cannot be written.
     """
     folder = Path(folder)
-    records = read_results(folder)
-    page = folder / "index.html"
-    draft = folder / f".index.html.{os.getpid()}"
+    with _alone(folder):
+        run = Run(folder, read_results(folder))
+        with plain_disk_errors(folder):
+            return write_pages(run)
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Wait for other processes that write the pages of this folder, where there is one and its file system can lock."""
+    handle = os.open(folder, os.O_RDONLY) if folder.is_dir() else None
     try:
-        draft.write_bytes(html(folder, records).encode("utf-8", "backslashreplace"))
-        draft.replace(page)
-    except OSError as error:
         with suppress(OSError):
-            draft.unlink(missing_ok=True)
-        raise UserError(f"{page}: {error.strerror}: free space or write permission there") from error
-    return page
+            if handle is not None:
+                fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        if handle is not None:
+            os.close(handle)

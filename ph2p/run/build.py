@@ -1,23 +1,24 @@
-"""From a configuration to what it describes: generator, scorer, optimiser, trainer and loggers, each checked."""
+"""From a configuration to what it describes: generator, scorer, optimiser and data set, each checked."""
 
 import logging
 import warnings
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
-import lightning as L
 import torch
 from hydra.utils import instantiate
-from omegaconf import DictConfig
 
+from ph2p.config.schema import Config, GeneratorConfig, MethodConfig, ScorerConfig
+from ph2p.data import Targets
 from ph2p.errors import UserError
 from ph2p.inverter import Inverter
 from ph2p.models.generators import LOADING, Generator, load_generator
 from ph2p.models.microbatch import MicroBatch
-from ph2p.models.scorer import load_scorer
+from ph2p.models.scorer import Scorer, load_scorer
 from ph2p.models.tokens import TokenFilter, read_words
-from ph2p.run.logs import make_loggers
-from ph2p.run.ranks import trainer_options
+from ph2p.run.ranks import own_device
+
+Part = TypeVar("Part")
 
 
 def quiet_libraries() -> None:
@@ -27,35 +28,35 @@ def quiet_libraries() -> None:
         warnings.filterwarnings("ignore", message=message)
 
 
-def load_inverter(cfg: DictConfig) -> Inverter:
+def load_inverter(cfg: Config) -> Inverter:
     """Load generator and scorer onto the trainer's device; raises UserError for what cannot be built or read."""
-    quiet_libraries()
-    device = _check_parts(cfg)
-    generator = cfg.generator
-    dtype = torch.bfloat16 if cfg.trainer.get("precision") == "bf16-true" else torch.float32
-    options = {key: generator[key] for key in LOADING} | _words(generator)
+    device = build("trainer", lambda: own_device(cfg.trainer))
+    check_optimizer(cfg.method)
+    generator = _load_generator(cfg.generator, device, str(cfg.trainer.get("precision")))
+    generator.microbatch = MicroBatch(None if cfg.method.microbatch == "auto" else cfg.method.microbatch)
+    _check_fit(generator, cfg)
+    return Inverter(generator, _load_scorer(cfg.scorer, device), cfg)
+
+
+def make_targets(cfg: Config) -> Targets:
+    """The images that `cfg.data` names, listed but not read; raises UserError where there are none."""
+    targets: Targets = build("data", lambda: instantiate(cfg.data, _convert_="all"))
+    return targets
+
+
+def _load_generator(generator: GeneratorConfig, device: torch.device, precision: str) -> Generator:
+    dtype = torch.bfloat16 if precision == "bf16-true" else torch.float32
+    options = {key: getattr(generator, key) for key in LOADING} | _words(generator)
     loaded = load_generator(generator.path, device=device, dtype=dtype, **options)
-    loaded.check_guidance(generator.guidance_rescale)
-    _prepare(loaded, cfg)
-    key, length = "prompt_length", cfg.method.prompt_length
-    if cfg.method.init != "random":
-        key, length = "init", len(loaded.vocabulary.encode(cfg.method.init))
-    if length > loaded.max_prompt_length:
-        raise UserError(
-            f"method.{key}={cfg.method[key]}: {length} tokens, but this model reads at most "
-            f"{loaded.max_prompt_length}; use fewer"
-        )
-    for key in ("method", "evaluation"):
-        if cfg[key].timesteps[1] > loaded.num_timesteps:
-            raise UserError(f"{key}.timesteps={cfg[key].timesteps}: this model has {loaded.num_timesteps} timesteps")
-    for key, steps in {"generator": generator.steps, "method.selection": cfg.method.selection.steps}.items():
-        if steps > loaded.num_timesteps:
-            raise UserError(f"{key}.steps={steps}: this model has {loaded.num_timesteps} timesteps")
-    hub = {key: cfg.scorer[key] for key in ("revision", "cache_dir", "local_files_only")}
-    return Inverter(loaded, load_scorer(cfg.scorer.path, device=device, **hub), cfg)
+    return loaded.mix(torch.bfloat16) if precision == "bf16-mixed" else loaded
 
 
-def _words(generator: DictConfig) -> dict[str, Any]:
+def _load_scorer(scorer: ScorerConfig, device: torch.device) -> Scorer:
+    hub = {key: getattr(scorer, key) for key in ("revision", "cache_dir", "local_files_only")}
+    return load_scorer(scorer.path, device=device, **hub)
+
+
+def _words(generator: GeneratorConfig) -> dict[str, Any]:
     """The arguments of `Vocabulary` that the configuration gives, word lists read from their files."""
     tokens = generator.tokens
     files = {
@@ -77,29 +78,32 @@ def _words(generator: DictConfig) -> dict[str, Any]:
     return {"blocklist": blocked, "allowlist": allowed, "tokens": rule}
 
 
-def _prepare(generator: Generator, cfg: DictConfig) -> None:
-    """Set how the frozen model computes: precision, rows at once."""
-    if cfg.trainer.get("precision") == "bf16-mixed":
-        for name in ("encode_images", "condition", "predict", "sample"):
-            cast = torch.autocast(generator.device.type, torch.bfloat16)
-            setattr(generator, name, cast(getattr(generator, name)))
-    generator.microbatch = MicroBatch(None if cfg.method.microbatch == "auto" else cfg.method.microbatch)
+def _check_fit(generator: Generator, cfg: Config) -> None:
+    """What is asked for and what the model can do fit each other; raises UserError that names the key."""
+    method = cfg.method
+    key, value, length = "prompt_length", str(method.prompt_length), method.prompt_length
+    if method.init != "random":
+        key, value, length = "init", method.init, len(generator.vocabulary.encode(method.init))
+    if length > generator.max_prompt_length:
+        raise UserError(
+            f"method.{key}={value}: {length} tokens, but this model reads at most "
+            f"{generator.max_prompt_length}; use fewer"
+        )
+    for key, window in {"method": method.timesteps, "evaluation": cfg.evaluation.timesteps}.items():
+        if window[1] > generator.num_timesteps:
+            raise UserError(f"{key}.timesteps={window}: this model has {generator.num_timesteps} timesteps")
+    steps = {"generator.steps": cfg.generator.steps, "method.selection.steps": method.selection.steps}
+    generator.check_sampling(steps, cfg.generator.guidance_rescale)
 
 
-def _check_parts(cfg: DictConfig) -> torch.device:
-    """Build optimiser, trainer and logger once: what is wrong in their keys stops a run before it begins.
-
-    Returns the trainer's device.
-    """
-    if cfg.method.optimizer:
+def check_optimizer(method: MethodConfig) -> None:
+    """Build the optimiser once: what is wrong in its keys stops a run before a model is loaded."""
+    if method.optimizer:
         dummy = torch.nn.Parameter(torch.zeros(1, 1))
-        build("method.optimizer", lambda: instantiate(cfg.method.optimizer, _partial_=True)([dummy]))
-    trainer = build("trainer", lambda: L.Trainer(**trainer_options(cfg.trainer), logger=False))
-    build("logger", lambda: make_loggers(cfg))
-    return trainer.strategy.root_device
+        build("method.optimizer", lambda: instantiate(method.optimizer, _partial_=True)([dummy]))
 
 
-def build(key: str, make: Callable[[], Any]) -> Any:
+def build(key: str, make: Callable[[], Part]) -> Part:
     """Make what a part of the configuration describes; raises UserError, one line that names the part."""
     try:
         return make()

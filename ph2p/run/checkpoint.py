@@ -2,6 +2,7 @@
 
 import io
 import pickle
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -37,34 +38,36 @@ class BatchCheckpoint(TorchCheckpointIO):
         source = path or self.path
         if path is None and not source.exists():
             return []
-        try:
-            content = torch.load(source, map_location="cpu", weights_only=True)
-            about = content[OURS]
-        except (OSError, RuntimeError, EOFError, KeyError, TypeError, pickle.UnpicklingError) as error:
+        content = _load(source)
+        if content is None:
             if force and path is None:
                 return []
-            raise UserError(f"{source}: cannot be read as a checkpoint; remove it, or give another") from error
-        if key := difference(about["settings"], self.settings):
+            raise UserError(f"{source}: cannot be read as a checkpoint; remove it, or give another")
+        before = content[OURS]["settings"]
+        if key := difference(before, self.settings):
             if force:
                 return []
-            before, now = about["settings"].get(key), self.settings.get(key)
-            raise UserError(
-                f"{source}: was made with {key}={before}, not {now}; go back, or begin anew with resume=force"
-            )
+            change = f"{key}={before.get(key)}, not {self.settings.get(key)}"
+            raise UserError(f"{source}: was made with {change}; go back, or begin anew with resume=force")
         self.content = content
-        return list(about["image_ids"])
+        return list(self.about["images"])
 
-    def begin(self, image_ids: list[str]) -> None:
-        """Open a batch, unless it is the one that was read: from now on it is continued, in this composition."""
-        if self.content and self.about["image_ids"] == image_ids:
+    def begin(self, images: Mapping[str, str]) -> list[str]:
+        """Open a batch of images, {id: content key}, unless it is the one that was read: then it is continued.
+
+        Returns those of which another picture was read.
+        """
+        before = dict(self.about["images"]) if self.content else {}
+        if list(before.items()) == list(images.items()):
             self._write()  # it may have been read from elsewhere
-            return
-        self.content = {OURS: {"image_ids": image_ids, "settings": self.settings, "seconds": 0.0, "search": None}}
+            return []
+        self.content = {OURS: {"images": dict(images), "settings": self.settings, "seconds": 0.0, "search": None}}
         self._write()
+        return [name for name, key in images.items() if before.get(name, key) != key]
 
     @property
     def about(self) -> dict[str, Any]:
-        """Ours: image_ids, settings, seconds spent so far, and the state of the search once it has begun."""
+        """Ours: images, settings, seconds spent so far, and the state of the search once it has begun."""
         return self.content[OURS]
 
     @property
@@ -94,3 +97,14 @@ class BatchCheckpoint(TorchCheckpointIO):
         with plain_disk_errors(self.path.parent):
             self.path.parent.mkdir(exist_ok=True)
             write_whole(self.path, buffer.getvalue())
+
+
+def _load(path: Path) -> dict[str, Any] | None:
+    """What a checkpoint holds; None where it cannot be read, or was written by another version."""
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+        about = content[OURS]
+        known = isinstance(about["images"], dict) and isinstance(about["settings"], dict)
+        return content if known else None
+    except (OSError, RuntimeError, EOFError, KeyError, TypeError, pickle.UnpicklingError):
+        return None

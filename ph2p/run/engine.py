@@ -1,36 +1,31 @@
-"""A run from configuration to results folder: load, invert batch after batch, write, report."""
+"""A run from configuration to results folder: check, load, invert batch after batch, write, report."""
 
 import signal
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-from hydra.utils import instantiate
-from omegaconf import DictConfig
-from rich.console import Console
-from rich.markup import escape
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-
-from ph2p.config.settings import settings
-from ph2p.config.validate import parse_shard
-from ph2p.data import Target, TargetError, Targets
-from ph2p.errors import UserError
-from ph2p.evaluation.result import Inversion, as_record
+from ph2p.config.schema import Config, parse_shard
 from ph2p.inverter import Inverter
 from ph2p.report.records import read_results
 from ph2p.report.table import summary_table, write_report
 from ph2p.run import stopping
-from ph2p.run.build import build, load_inverter, quiet_libraries
-from ph2p.run.checkpoint import BatchCheckpoint
+from ph2p.run.build import build, check_optimizer, load_inverter, make_targets, quiet_libraries
 from ph2p.run.logs import RunLog, make_loggers
-from ph2p.run.ranks import Ranks, requeue
+from ph2p.run.ranks import Ranks
 from ph2p.run.results import ResultsFolder
-from ph2p.run.shares import batches, share
+from ph2p.run.screen import Screen
+from ph2p.run.shares import belongs
+from ph2p.run.standing import Standing
+from ph2p.run.work import Work
 
-console = Console()
+Load = Callable[[Config], Inverter]
 
 
-def run(cfg: DictConfig) -> int:
+def run(cfg: Config, load: Load = load_inverter, screen: Screen | None = None) -> int:
     """Invert this rank's images of the configuration; returns the exit code.
+
+    What is quick comes first: keys, devices, pictures, the results folder; then the other ranks are started, and
+    then each loads the model, by `load`.
 
     0: all is well; 1: an image failed or is missing; 128 + n: stopped by signal n, 143 for SIGTERM. Images that an
     earlier run of the same configuration finished are skipped. Raises UserError for what stops the whole run; what
@@ -38,174 +33,102 @@ def run(cfg: DictConfig) -> int:
     """
     quiet_libraries()
     ranks = build("trainer", lambda: Ranks(cfg.trainer))
-    inverter = load_inverter(cfg)
-    targets = build("data", lambda: instantiate(cfg.data.targets, image_size=inverter.generator.image_size))
-    shard = parse_shard(cfg.data.shard)
-    part = f"part-{ranks.rank:05d}" if shard == (0, 1) else f"part-{shard[0]}-{ranks.rank:05d}"
-    results = ResultsFolder(Path(cfg.output) / cfg.name, cfg, part)
+    screen = screen or Screen(quiet=ranks.rank > 0)
+    check_optimizer(cfg.method)
+    loggers = build("logger", lambda: make_loggers(cfg))
+    targets = make_targets(cfg)
+    results = _open_results(cfg, ranks)
+    log = None
     try:
         with ranks:  # from here on there are several, where there are to be
-            inverter.log = build("logger", lambda: RunLog(results.log, make_loggers(cfg)))
-            _invert_share(inverter, targets, share(len(targets), shard, ranks.rank, ranks.world), results, ranks)
+            inverter = load(cfg)
+            stopping.check()
+            targets.image_size = inverter.generator.image_size
+            log = build("logger", lambda: RunLog(results.log, loggers))
+            work = Work(cfg, inverter, targets, results, screen, log)
+            _invert(work, ranks)
             codes = ranks.wait()
-            return _summarise(results, {targets.ids[k] for k in share(len(targets), shard, 0, 1)}, ranks, codes)
+            return int(work.failed > 0) if ranks.is_child else _summarise(work, ranks, codes)
     except stopping.Stopped as stopped:
-        return _stop(stopped, results)
+        return _stop(stopped, results, screen)
     finally:
+        if log:
+            log.close()
         results.close()
-        if inverter.log:
-            inverter.log.close()
 
 
-def _stop(stopped: stopping.Stopped, results: ResultsFolder) -> int:
+def _open_results(cfg: Config, ranks: Ranks) -> ResultsFolder:
+    """This rank's part of the results folder."""
+    shard = parse_shard(cfg.shard)
+    part = f"part-{ranks.rank:05d}" if shard == (0, 1) else f"part-{shard[0]}-{ranks.rank:05d}"
+    return ResultsFolder(Path(cfg.output) / cfg.name, cfg, part, first=ranks.rank == 0)
+
+
+def _invert(work: Work, ranks: Ranks) -> None:
+    """Say what is to be done, and do this rank's part of it."""
+    shard = parse_shard(work.cfg.shard)
+    ids = work.targets.ids
+    mine = {name: k for k, name in enumerate(ids) if belongs(name, shard, ranks.rank, ranks.world)}
+    state = work.look(mine)
+    if ranks.rank == 0:
+        skipped = [f"{name}: {reason}" for name, reason in work.targets.skipped]
+        work.results.write_passed_over(skipped)
+        _announce(work, ranks, state, sum(belongs(name, shard) for name in ids))
+    for image_id, reason in state.anew.items():
+        work.screen.say(f"{image_id}: {reason}; it is inverted anew")
+    work.do(mine, state)
+
+
+def _announce(work: Work, ranks: Ranks, state: Standing, wanted: int) -> None:
+    before = f" ({len(state.done)} finished before)" if state.done else ""
+    place = f" on {ranks.world} ranks" if ranks.world > 1 else ""
+    method, folder = work.cfg.method.name, work.results.folder
+    work.screen.say(f"Inverting {wanted} images{place}{before} with {method}; results in {folder}/")
+    if count := len(work.targets.skipped):
+        work.screen.say(f"{count} {_files(count)} passed over, listed in {folder}/passed-over.txt")
+
+
+def _files(count: int) -> str:
+    return "file was" if count == 1 else "files were"
+
+
+def _stop(stopped: stopping.Stopped, results: ResultsFolder, screen: Screen) -> int:
     """End a run that was told to: what is finished is written, the batch at hand is in its checkpoint."""
-    queued = requeue(results.requeue_mark) if stopped.number == signal.SIGUSR1 else None
-    again = {True: "the job is back in its queue", False: "scontrol could not requeue it"}.get(queued, "stopped")
-    console.print(f"{again}; the same command continues", soft_wrap=True)
+    queued = stopping.requeue(results.requeue_mark) if stopped.number == signal.SIGUSR1 else None
+    if queued is None:
+        screen.say("stopped; the same command continues")
+    else:
+        again = "the job is back in its queue" if queued else "scontrol could not requeue it"
+        screen.say(f"{again}; the same command continues")
     return 0 if queued else int(stopped.code or 0)
 
 
-def _invert_share(inverter: Inverter, targets: Targets, mine: range, results: ResultsFolder, ranks: Ranks) -> None:
-    """Invert what is left of this rank's images, the batch that was interrupted first."""
-    cfg, index = inverter.cfg, {targets.ids[k]: k for k in mine}
-    records = [record for record in read_results(results.folder) if record["image_id"] in index]
-    done = {record["image_id"] for record in records if record["status"] == "ok"}
-    errors = {record["image_id"]: record["error"] for record in records if record["status"] != "ok"}
-    checkpoint = BatchCheckpoint(results.checkpoint, settings(cfg))
-    begun = _begun(checkpoint, cfg, targets)
-    todo = batches(list(index), begun, done, errors.keys(), cfg.data.batch_size)
-    if ranks.rank == 0:
-        before = f" ({len(done)} finished before)" if done else ""
-        place = f" on {ranks.world} ranks" if ranks.world > 1 else ""
-        wanted = len(share(len(targets), parse_shard(cfg.data.shard), 0, 1))
-        console.print(f"Inverting {wanted} images{place}{before} with {cfg.method.name}; results in {results.folder}/")
-    with _progress_bar(ranks.rank) as bar:
-        task = bar.add_task("starting", total=sum(map(len, todo)))
-        for batch in todo:
-            _run_batch(inverter, targets, {i: index[i] for i in batch}, done, errors, results, checkpoint, bar, task)
-    checkpoint.finish()  # it may be left from another number of ranks
-
-
-def _begun(checkpoint: BatchCheckpoint, cfg: DictConfig, targets: Targets) -> list[str]:
-    """The image ids of the interrupted batch: that of `ckpt_path`, or else our own."""
-    begun = checkpoint.read(force=cfg.resume == "force")
-    if cfg.ckpt_path is None or begun:
-        return begun
-    begun = checkpoint.read(Path(cfg.ckpt_path))
-    for image_id in sorted(set(begun) - set(targets.ids)):
-        raise UserError(f"ckpt_path={cfg.ckpt_path}: its image {image_id} is not among the images of this run")
-    return begun
-
-
-def _run_batch(
-    inverter: Inverter,
-    targets: Targets,
-    indices: dict[str, int],
-    done: set[str],
-    errors: dict[str, str],
-    results: ResultsFolder,
-    checkpoint: BatchCheckpoint,
-    bar: Progress,
-    task: TaskID,
-) -> None:
-    """Load, invert and write one batch; an image that cannot be read or inverted fails alone.
-
-    A batch that was interrupted while it was written is the same again, and only what is not `done` is written.
-    """
-    stopping.check()
-    finished = bar.tasks[task].completed
-    batch: list[Target] = []
-
-    def fail(image_id: str, source: str, error: TargetError) -> None:
-        bar.console.print(f"[red]failed[/red] {escape(str(error))}", highlight=False, soft_wrap=True)
-        if errors.get(image_id) != str(error):  # else it says so already
-            results.append({"image_id": image_id, "source": source, "status": "failed", "error": str(error)})
-
-    for image_id, index in indices.items():
-        try:
-            batch.append(targets.load(index))
-        except TargetError as error:
-            fail(image_id, "", error)
-
-    def report(share: float, what: str) -> None:
-        doing = f"{what} {len(batch)} image{'s' if len(batch) > 1 else ''}"
-        bar.update(task, completed=finished + share * len(indices), description=doing)
-        stopping.check()
-
-    if batch:
-        checkpoint.begin([target.image_id for target in batch])
-        for target, result in zip(batch, inverter(batch, report, checkpoint), strict=True):
-            if isinstance(result, TargetError):
-                fail(target.image_id, target.source, result)
-            elif target.image_id not in done:
-                write(result, results)
-        checkpoint.finish()
-    bar.update(task, completed=finished + len(indices))
-
-
-def write(result: Inversion, results: ResultsFolder) -> None:
-    """Write an image's pictures and candidates, and then its record."""
-    image_id = result.image_id
-    files: dict[str, Any] = {"target": results.write_picture(image_id, "target", result.target)}
-    for key, name, pictures in (
-        ("samples", "sample", result.pictures),
-        ("caption_samples", "caption", result.caption_pictures),
-    ):
-        if pictures is not None:
-            files[key] = [results.write_picture(image_id, f"{name}-{k}", p) for k, p in enumerate(pictures)]
-    candidates = [
-        {
-            "prompt": c.text,
-            "token_ids": list(c.token_ids),
-            "loss": c.loss,
-            "clip_similarity": c.clip_similarity,
-            "epoch": c.epoch,
-        }
-        for c in result.candidates
-    ]
-    content = {"loss_curve": result.loss_curve, "search_curve": result.search_curve, "candidates": candidates}
-    files["candidates"] = results.write_candidates(image_id, content)
-    results.append(as_record(result) | {"files": files})
-
-
-def _progress_bar(rank: int) -> Progress:
-    """The bar of the first rank; the others only say which images failed."""
-    columns = (
-        TextColumn("{task.description:>24}"),
-        BarColumn(),
-        TextColumn("{task.completed:.1f}/{task.total} images"),
-    )
-    timing = (TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
-    return Progress(*columns, *timing, console=console, disable=rank > 0)
-
-
-def _summarise(results: ResultsFolder, wanted: set[str], ranks: Ranks, codes: dict[int, int]) -> int:
+def _summarise(work: Work, ranks: Ranks, codes: dict[int, int]) -> int:
     """Write the page and, on the first rank, say how it went; returns the exit code.
 
-    Each rank that ends writes the page anew, so that the last one's shows everything. Where a cluster has started
-    the ranks, one that failed images only says so by its exit code if it is the last: torchrun would stop the others.
+    Where a cluster has started the ranks, the first one and the last to end write the page, so that it shows
+    everything; and one that failed images only says so by its exit code if it is the last: torchrun would stop the
+    others.
     """
-    page = write_report(results.folder)
+    results, screen = work.results, work.screen
+    shard = parse_shard(work.cfg.shard)
+    wanted = {name for name in work.targets.ids if belongs(name, shard)}
     records = [record for record in read_results(results.folder) if record["image_id"] in wanted]
-    failed, missing = sum(record["status"] != "ok" for record in records), len(wanted) - len(records)
+    failed, missing = sum(record.get("status") != "ok" for record in records), len(wanted) - len(records)
     if not failed and not missing:
         results.remove_checkpoints()
-    elsewhere = ranks.world > 1 and not codes
     for rank, code in codes.items():
         if code not in (0, 1):
-            console.print(f"rank {rank} ended with exit code {code}")
-    if ranks.rank == 0:
-        console.print(summary_table(records))
-        rest = ""
-        if missing:
-            rest = (
-                f", {missing} still with other ranks"
-                if elsewhere
-                else f", {missing} missing: the same command continues"
-            )
-        done = f"{len(records) - failed} images inverted, {failed} failed{rest}"
-        console.print(f"{done}. Open {page.resolve()}", soft_wrap=True)
+            screen.say(f"rank {rank} ended with exit code {code}")
+    page = results.folder / "index.html"
+    if ranks.rank == 0 or not missing:
+        page = write_report(results.folder)
+    elsewhere = ranks.world > 1 and not ranks.leads
+    screen.show(summary_table(records))
+    rest = f", {len(work.targets.skipped)} files passed over" if work.targets.skipped else ""
+    if missing:
+        rest += (
+            f", {missing} still with other ranks" if elsewhere else f", {missing} missing: the same command continues"
+        )
+    screen.say(f"{len(records) - failed} images inverted, {failed} failed{rest}. Open {page.resolve()}")
     return int(bool(failed or missing) and not (elsewhere and missing))
-
-
-# --- Python ------------------------------------------------------------------------------------------------------

@@ -8,27 +8,24 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import lightning as L
-import torch
 from hydra.utils import instantiate
 from lightning.pytorch.loggers import Logger
-from omegaconf import DictConfig
 
+from ph2p.config.schema import Config
 from ph2p.errors import UserError
 from ph2p.files import plain_disk_errors
-from ph2p.inversion.module import PromptInversion
 
-FIGURES = ("loss", "candidate_loss", "gradient_norm", "evaluations", "search_loss")
-HEADER = ",".join(("image_id", "epoch", *FIGURES)).encode()
+VALUES = ("loss", "candidate_loss", "gradient_norm", "evaluations", "search_loss")
+HEADER = ",".join(("image_id", "epoch", *VALUES)).encode()
 EXTRAS = ("tensorboard", "wandb")
 
 
-def make_loggers(cfg: DictConfig) -> list[Logger]:
+def make_loggers(cfg: Config) -> list[Logger]:
     """The loggers that the configuration names; raises UserError where their package is missing."""
     if not cfg.logger:
         return []
     try:
-        return [instantiate(cfg.logger)]
+        return [instantiate(cfg.logger, _convert_="all")]
     except Exception as error:  # Hydra wraps what a constructor raises
         if not isinstance(error.__cause__, ModuleNotFoundError):
             raise
@@ -40,11 +37,11 @@ def make_loggers(cfg: DictConfig) -> list[Logger]:
 
 
 class RunLog:
-    """Every epoch's figures of every image, appended to `table` and given to the loggers.
+    """Every epoch's values of every image, appended to `table` and given to the loggers.
 
-    The table has a line an image and epoch: image_id, epoch and `FIGURES`, empty where one is not known. The rounds
+    The table has a line an image and epoch: image_id, epoch and `VALUES`, empty where one is not known. The rounds
     of a search count as epochs after the last one. The table is only ever added to; an epoch that a kill made run
-    twice stands in it twice, with the same figures. Loggers get keys as `loss/cat.png` with the epoch as step.
+    twice stands in it twice, with the same values. Loggers get keys as `loss/cat.png` with the epoch as step.
     Raises UserError when the table cannot be written.
     """
 
@@ -59,14 +56,14 @@ class RunLog:
         for logger in self.loggers:
             _ = logger.experiment  # what is wrong with it shows now
 
-    def write(self, epoch: int, figures: dict[str, dict[str, float]]) -> None:
-        """Note {image id: {figure: value}} of an epoch; values that are not finite count as not known."""
-        figures = {
-            name: {key: value for key, value in row.items() if math.isfinite(value)} for name, row in figures.items()
+    def write(self, epoch: int, values: dict[str, dict[str, float]]) -> None:
+        """Note {image id: {name: value}} of an epoch; values that are not finite count as not known."""
+        values = {
+            name: {key: value for key, value in row.items() if math.isfinite(value)} for name, row in values.items()
         }
         with plain_disk_errors(self.table.parent.parent):
-            self._append([[name, epoch, *map(row.get, FIGURES)] for name, row in figures.items()])
-        flat = {f"{key}/{name}": value for name, row in figures.items() for key, value in row.items()}
+            self._append([[name, epoch, *map(row.get, VALUES)] for name, row in values.items()])
+        flat = {f"{key}/{name}": value for name, row in values.items() for key, value in row.items()}
         for logger in self.loggers:
             logger.log_metrics(flat, step=epoch)
 
@@ -85,26 +82,3 @@ class RunLog:
                     finish()
             except Exception as error:
                 logging.getLogger(__name__).warning("%s: not all curves were written: %s", type(logger).__name__, error)
-
-
-class LogCurves(L.Callback):
-    """Write each epoch of a fit to a `RunLog`; `rows` names the prompts, B of them.
-
-    `loss` is the epoch's last, `gradient_norm` that of the last evaluation (L2, over all tokens of a prompt), and
-    `evaluations` counts those of the objective since the first epoch. `candidate_loss` is that of the hard prompt
-    which the epoch began with (`snap`) or is at (straight-through); a method that never stands at one has none.
-    """
-
-    def __init__(self, log: RunLog, rows: Sequence[str], snap: bool) -> None:
-        self.run_log, self.rows, self.snap = log, list(rows), snap
-
-    @torch.no_grad()
-    def on_train_epoch_end(self, trainer: L.Trainer, module: PromptInversion) -> None:
-        figures = {"loss": module.losses.tolist()}
-        if self.snap or module.straight_through:
-            figures["candidate_loss"] = (module.losses if module.straight_through else module.first_losses).tolist()
-        if module.prompt.grad is not None:
-            figures["gradient_norm"] = module.prompt.grad.float().flatten(1).norm(dim=1).tolist()
-        figures["evaluations"] = [int(module.evaluations)] * len(self.rows)
-        by_row = {name: {key: values[row] for key, values in figures.items()} for row, name in enumerate(self.rows)}
-        self.run_log.write(trainer.current_epoch, by_row)

@@ -1,168 +1,205 @@
 """Where a run's processes come from, and what they have in common: nothing but their number.
 
 Image batches are separate problems, so the ranks of a run exchange no tensor and wait for nobody: a rank that
-has more to do, stops or dies takes no other with it. That is why no process group (gloo, nccl) is opened: its
-rendezvous, time-outs and watchdogs could only fail. Lightning finds out the rank from its environment (plain
-launch, torchrun, SLURM) or starts the processes; each fits its own batches with Trainers of its own; all meet
-in the results folder.
+has more to do, stops or dies takes no other with it. So no process group (gloo, nccl) is opened: its rendezvous,
+time-outs and watchdogs could only fail. In the eyes of Lightning each rank is alone, with a Trainer on the one
+device that is its own; its public cluster environments say which rank this process is. All meet in the results
+folder.
 """
 
 import ctypes
+import json
 import os
 import signal
 import subprocess
+import sys
+import tempfile
 import time
-from pathlib import Path
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import IO, Any
 
 import lightning as L
 import torch
-from lightning.fabric.plugins.environments import ClusterEnvironment
-from lightning.fabric.utilities.distributed import _set_num_threads_if_needed
-from lightning.pytorch.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
-from lightning.pytorch.strategies import DDPStrategy
-from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
+from lightning.pytorch.accelerators import CPUAccelerator
+from lightning.pytorch.plugins.environments import (
+    ClusterEnvironment,
+    LightningEnvironment,
+    LSFEnvironment,
+    MPIEnvironment,
+    SLURMEnvironment,
+    TorchElasticEnvironment,
+)
 from lightning.pytorch.utilities import rank_zero_only
-from omegaconf import DictConfig, OmegaConf
 
+from ph2p.errors import UserError
 from ph2p.run import stopping
 
 LAUNCHER = "PH2P_LAUNCHER"  # environment variable: the process that has started this one
+GRACE = 30  # seconds that started ranks get to save and end
 
 
-class IndependentRanks(DDPStrategy):
-    """Data parallelism over image batches: launched and numbered like DDP, with no word between the ranks.
+def find_environment() -> ClusterEnvironment:
+    """What has started this process: torchrun, SLURM, LSF, MPI, or nobody."""
+    if TorchElasticEnvironment.detect():  # first: it is also used inside SLURM
+        return TorchElasticEnvironment()
+    if SLURMEnvironment.detect():
+        return SLURMEnvironment(auto_requeue=False)  # `stopping.requeue` does it
+    kinds: tuple[type[ClusterEnvironment], ...] = (LSFEnvironment, MPIEnvironment)
+    return next((kind() for kind in kinds if kind.detect()), LightningEnvironment())
 
-    A rank has its own device and its own prompts. Whatever DDP would synchronise is the rank's own value, and
-    every rank is the first in its own eyes, so that each saves its own checkpoints.
-    """
 
-    strategy_name = "independent_ranks"
+@dataclass(frozen=True)
+class Devices:
+    """The devices of this node, one for each of its ranks: what Lightning makes of `accelerator` and `devices`."""
 
-    def _configure_launcher(self) -> None:
-        self._launcher = _Launcher(self.cluster_environment, self.num_processes, self.num_nodes)
-
-    def set_world_ranks(self) -> None:
-        """Number the ranks. Lightning's loggers write on the first one alone, so all of them say they are that."""
-        super().set_world_ranks()
-        rank_zero_only.rank = 0
-
-    def setup_distributed(self) -> None:
-        """Take note of the rank; no process group."""
-        self.set_world_ranks()
-
-    def configure_ddp(self) -> None:
-        """Leave the module as it is: no gradient is reduced, and nobody's prompt is broadcast."""
+    all: tuple[torch.device, ...]
+    accelerator: str
 
     @property
-    def is_global_zero(self) -> bool:
-        return True
+    def count(self) -> int:
+        return len(self.all)
 
-    def barrier(self, *args: Any, **kwargs: Any) -> None:
-        """Wait for nobody: the others may have more batches, or be gone."""
-
-    def broadcast(self, obj: Any, src: int = 0) -> Any:
-        return obj
-
-    def reduce(self, tensor: Any, group: Any = None, reduce_op: Any = "mean") -> Any:
-        return tensor
-
-    def reduce_boolean_decision(self, decision: bool, all: bool = True) -> bool:
-        return decision
-
-    def all_gather(self, tensor: torch.Tensor, group: Any = None, sync_grads: bool = False) -> torch.Tensor:
-        return tensor
+    def of(self, local_rank: int) -> torch.device:
+        """The device of a rank of this node; raises ValueError where the node has several, but fewer than that."""
+        if self.count == 1:
+            return self.all[0]
+        if local_rank >= self.count:
+            raise ValueError(f"this is process {local_rank + 1} of its node, but devices={self.count}; start as many")
+        return self.all[local_rank]
 
 
-class _Launcher(_SubprocessScriptLauncher):
-    """Start a process for each device but the first; unlike Lightning's, kill none because another has failed."""
-
-    def launch(self, function: Any, *args: Any, trainer: Any = None, **kwargs: Any) -> Any:
-        if not self.cluster_environment.creates_processes_externally:
-            os.environ[LAUNCHER] = str(os.getpid())
-            self._call_children_scripts()
-        _set_num_threads_if_needed(num_processes=self.num_processes)
-        return function(*args, **kwargs)
+def devices_of(trainer: Mapping[str, Any]) -> Devices:
+    """The devices that the configuration's `trainer` names; Lightning raises what it likes for wrong keys."""
+    return _devices(json.dumps(dict(trainer), sort_keys=True))
 
 
-def trainer_options(trainer: DictConfig) -> dict[str, Any]:
-    """The arguments of a Lightning Trainer for the configuration's `trainer`.
+@lru_cache
+def _devices(trainer: str) -> Devices:
+    options = {**json.loads(trainer), "num_nodes": 1, "precision": "32-true", "plugins": [LightningEnvironment()]}
+    probe = L.Trainer(**options, logger=False, enable_checkpointing=False)
+    kind = type(probe.accelerator)
+    if issubclass(kind, CPUAccelerator):
+        return Devices((torch.device("cpu"),) * probe.num_devices, "cpu")
+    return Devices(tuple(kind.get_parallel_devices(probe.device_ids)), kind.name())
+
+
+def own_device(trainer: Mapping[str, Any]) -> torch.device:
+    """The device of this process."""
+    return devices_of(trainer).of(find_environment().local_rank())
+
+
+def trainer_options(trainer: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of this rank's Lightning Trainer for the configuration's `trainer`: one device, no other rank.
 
     `precision` is the frozen pipeline's (`load_inverter`); what the Trainer holds is prompt and optimiser, which
-    stay float32. SLURM's requeueing is ours: Lightning's saves inside the signal handler.
+    stay float32. The environment is that of a process alone, whoever started it: Lightning's own for SLURM would
+    save inside a signal handler.
     """
-    options: dict[str, Any] = {**OmegaConf.to_container(trainer), "precision": "32-true", "plugins": []}
-    if options.get("devices") not in (1, "1") or options.get("num_nodes", 1) != 1:
-        options["strategy"] = IndependentRanks()
-    if SLURMEnvironment.detect() and not TorchElasticEnvironment.detect():
-        options["plugins"] = [SLURMEnvironment(auto_requeue=False)]
-    return options
+    device = own_device(trainer)
+    one = {
+        "accelerator": devices_of(trainer).accelerator,
+        "devices": 1 if device.type == "cpu" else [device.index or 0],
+    }
+    fixed = {"num_nodes": 1, "precision": "32-true", "plugins": [LightningEnvironment()]}
+    return {**trainer, **one, **fixed}
 
 
 def check_environment(environment: ClusterEnvironment, devices: int, nodes: int) -> None:
     """Raise ValueError when a cluster has started another number of processes than devices x nodes."""
     environment.validate_settings(num_devices=devices, num_nodes=nodes)
-    if environment.creates_processes_externally and isinstance(environment, SLURMEnvironment | TorchElasticEnvironment):
-        tasks = environment.world_size()
-        if tasks != devices * nodes:
-            raise ValueError(
-                f"this job has {tasks} tasks, but trainer.devices={devices} x trainer.num_nodes={nodes} are "
-                f"{devices * nodes}; give the tasks of a node and the nodes"
-            )
-
-
-LAUNCHED_BY = ("LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", LAUNCHER)  # set by a launch
-GRACE = 30  # seconds that started ranks get to save and end
+    if isinstance(environment, LightningEnvironment):
+        return
+    tasks = environment.world_size()
+    if tasks != devices * nodes:
+        raise ValueError(
+            f"this job has {tasks} tasks, but trainer.devices={devices} x trainer.num_nodes={nodes} are "
+            f"{devices * nodes}; give the tasks of a node and the nodes"
+        )
 
 
 class Ranks:
     """Which of how many ranks this process is, on which device; as a context it starts and ends the others.
 
-    Attributes: `rank` in [0, `world`), `device`, and `started`, whether this process is the one whose entering
-    starts the others. Raises ValueError where cluster and configuration disagree on the number of processes.
+    Attributes: `rank` in [0, `world`), `device`, `started`: the processes that entering has started, and
+    `leads`, whether this process waits for all others, which is so where it has started them. Raises ValueError
+    where cluster and configuration disagree on the number of processes.
     """
 
-    def __init__(self, trainer: DictConfig) -> None:
-        self._trainer = L.Trainer(**trainer_options(trainer), logger=False)
-        strategy = self._trainer.strategy
-        connector = self._trainer._accelerator_connector
-        check_environment(connector.cluster_environment, self._trainer.num_devices, self._trainer.num_nodes)
-        if isinstance(strategy, IndependentRanks):
-            strategy.set_world_ranks()
-        self.rank, self.world, self.device = self._trainer.global_rank, self._trainer.world_size, strategy.root_device
-        self.started: list[subprocess.Popen] = []
-        if LAUNCHER in os.environ and self._trainer.local_rank:
+    def __init__(self, trainer: Mapping[str, Any]) -> None:
+        devices, nodes = devices_of(trainer), int(trainer.get("num_nodes", 1))
+        environment = find_environment()
+        check_environment(environment, devices.count, nodes)
+        local = environment.local_rank()
+        self.device, self.world, self._here = devices.of(local), devices.count * nodes, devices.count
+        if isinstance(environment, LightningEnvironment):
+            self.rank = environment.node_rank() * devices.count + local
+        else:
+            self.rank = environment.global_rank()
+        if not 0 <= self.rank < self.world:
+            raise ValueError(f"this is rank {self.rank}, but there are {self.world}; give the number of nodes")
+        self._external = environment.creates_processes_externally
+        self.started: list[tuple[subprocess.Popen[bytes], IO[bytes]]] = []
+        rank_zero_only.rank = 0  # Lightning's loggers write on the first rank alone, and each of ours is that
+        if LAUNCHER in os.environ and local:
             _end_with_parent(int(os.environ[LAUNCHER]))
 
+    @property
+    def is_child(self) -> bool:
+        """Whether another rank has started this one, and reports for it."""
+        return LAUNCHER in os.environ
+
+    @property
+    def leads(self) -> bool:
+        return self.rank == 0 and len(self.started) == self.world - 1
+
     def __enter__(self) -> "Ranks":
-        self._environment = {name: os.environ.get(name) for name in LAUNCHED_BY}
-        if launcher := self._trainer.strategy.launcher:
-            launcher.launch(lambda: None)
-            self.started = launcher.procs
+        if self._here > 1 and "OMP_NUM_THREADS" not in os.environ:
+            torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // self._here))
+        if not self._external:
+            for local in range(1, self._here):
+                self.started.append(_start(local))
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
-        """End the started ranks if they run on, with the signal that ended this one."""
-        for process in self.started:
+        """End the started ranks if they run on, with the signal that ended this one, and pass on what they said."""
+        for process, _ in self.started:
             if process.poll() is None:
                 process.send_signal(getattr(error, "number", signal.SIGTERM))
-        for process in self.started:
+        for process, _ in self.started:
             try:
                 process.wait(GRACE)
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
-        for name, value in self._environment.items():  # a further run in this process starts ranks of its own
-            os.environ.pop(name, None)
-            if value is not None:
-                os.environ[name] = value
+        pass_on([said for _, said in self.started], f"error: {error}" if isinstance(error, UserError) else "")
 
     def wait(self) -> dict[int, int]:
         """Wait for the ranks that this process has started: {rank: exit code}."""
-        while any(process.poll() is None for process in self.started):
+        while any(process.poll() is None for process, _ in self.started):
             stopping.check()
             time.sleep(0.1)
-        return {self.rank + 1 + k: process.returncode for k, process in enumerate(self.started)}
+        return {self.rank + 1 + k: process.returncode for k, (process, _) in enumerate(self.started)}
+
+
+def _start(local_rank: int) -> tuple[subprocess.Popen[bytes], IO[bytes]]:
+    """Start this command once more, as another rank of this node; and the file of what it says on stderr."""
+    said = tempfile.TemporaryFile()  # noqa: SIM115  # open as long as the rank runs
+    environment = os.environ | {LAUNCHER: str(os.getpid()), "LOCAL_RANK": str(local_rank)}
+    return subprocess.Popen([sys.executable, *sys.orig_argv[1:]], env=environment, stderr=said), said
+
+
+def pass_on(files: list[IO[bytes]], own: str) -> None:
+    """Say on stderr what ranks have said there, each line once, and not this rank's `own` error, said by itself."""
+    seen = {own}
+    for file in files:
+        file.seek(0)
+        for line in file.read().decode("utf-8", "backslashreplace").splitlines():
+            if line not in seen:
+                print(line, file=sys.stderr)
+            seen.add(line)
+        file.close()
 
 
 def _end_with_parent(parent: int) -> None:
@@ -170,24 +207,3 @@ def _end_with_parent(parent: int) -> None:
     ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
     if os.getppid() != parent:  # it was faster
         os.kill(os.getpid(), signal.SIGTERM)
-
-
-def requeue(mark: Path) -> bool | None:
-    """Give this SLURM job, or this task of an array, back to the queue; once, whichever rank is the first.
-
-    The first one leaves a file, `mark` and the job. Returns whether it is in the queue again; None outside SLURM.
-    """
-    if "SLURM_JOB_ID" not in os.environ:
-        return None
-    job = os.environ["SLURM_JOB_ID"]
-    if "SLURM_ARRAY_JOB_ID" in os.environ:
-        job = f"{os.environ['SLURM_ARRAY_JOB_ID']}_{os.environ['SLURM_ARRAY_TASK_ID']}"
-    mark.parent.mkdir(exist_ok=True)
-    try:
-        mark.with_name(f"{mark.name}-{job}-{os.environ.get('SLURM_RESTART_COUNT', 0)}").touch(exist_ok=False)
-    except FileExistsError:
-        return True
-    try:
-        return subprocess.run(["scontrol", "requeue", job], check=False).returncode == 0
-    except FileNotFoundError:
-        return False

@@ -1,78 +1,108 @@
 """The results folder: what a run writes, so that whatever was finished survives and a next run goes on.
 
-config.yaml                the resolved configuration
+config.yaml                the resolved configuration, the last one's
+settings/<digest>.json     the keys that decide what a run finds; a record names the ones that it was made with
 results/part-*.jsonl       one line an image, a file for each rank, flushed to the disk as soon as it is known
 checkpoints/part-*.ckpt    the batch that a rank is at; part-requeued-*: that a SLURM job is back in its queue
-logs/part-*.csv            every epoch's figures of every image (`logs.py`)
-images/<slug>/*.png        the target and what the model paints
+logs/part-*.csv            every epoch's values of every image (`logs.py`)
+images/<slug>/*.png        the target and its renderings
 candidates/<slug>.json     loss curves and candidates
-index.html                 the page (`report.py`)
+passed-over.txt            files that were not taken for pictures, and why; only where there are any
+index.html                 the page (`report/`)
 """
 
 import fcntl
+import hashlib
 import io
 import json
 import os
 import time
+from collections.abc import Collection, Sequence
+from contextlib import suppress
+from io import FileIO
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
-from omegaconf import DictConfig, OmegaConf
+import yaml
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 from PIL import Image
 from torch import Tensor
 
-from ph2p.config.settings import difference, settings
+from ph2p.config.schema import Config
+from ph2p.config.settings import as_yaml, difference, read_settings, settings
 from ph2p.data import slug
 from ph2p.errors import UserError
 from ph2p.files import as_json, plain_disk_errors, write_whole
 
 LOCK_PATIENCE = 30  # seconds; a killed run's other processes take a moment to end
+FOLDERS = ("results", "images", "candidates", "settings")
 
 
 class ResultsFolder:
     """One run's folder, in which this process alone writes the records of `part`; opening it again continues the run.
 
-    A part is a rank's share of the images. Raises UserError when the folder cannot be written, holds results of
-    another configuration, or when another process is writing this part.
+    A part is a rank's images. The `first` rank writes what all have in common. Raises UserError when the folder
+    cannot be written, holds results of another configuration unless that is to be so (`force`, or the
+    configuration's `resume`), or when another process is writing this part.
     """
 
-    def __init__(self, folder: Path, config: DictConfig, part: str = "part-00000"):
+    def __init__(
+        self, folder: Path, config: Config, part: str = "part-00000", first: bool = True, force: bool = False
+    ) -> None:
         self.folder = folder
         self.part = folder / "results" / f"{part}.jsonl"
         self.checkpoint = folder / "checkpoints" / f"{part}.ckpt"
         self.log = folder / "logs" / f"{part}.csv"
         self._ranks = part.rpartition("-")[0]  # what the parts of this shard's ranks begin with
         self.requeue_mark = folder / "checkpoints" / f"{self._ranks}-requeued"
+        self.settings = settings(config)
+        content = as_json(self.settings, indent=1)
+        self.digest = hashlib.sha256(content).hexdigest()[:16]
+        self._known = {self.digest: self.settings}
         with plain_disk_errors(folder):
-            for name in ("results", "images", "candidates"):
-                (folder / name).mkdir(parents=True, exist_ok=True)
-            self._check_config(config)
-            write_whole(folder / "config.yaml", OmegaConf.to_yaml(config).encode())
-            self._file = self.part.open("ab+", buffering=0)
-            self._lock()
-            self._mend()
+            self._is_new = first and not folder.exists()
+            self._file = self._open()
+            try:
+                self._repair()
+                if not (force or config.resume == "force"):
+                    self._check_config()
+                if first:
+                    write_whole(folder / "config.yaml", as_yaml(config).encode())
+                if not self._settings_file(self.digest).exists():
+                    write_whole(self._settings_file(self.digest), content)
+            except BaseException:
+                self._file.close()
+                raise
 
-    def _check_config(self, config: DictConfig) -> None:
+    def _settings_file(self, digest: str) -> Path:
+        return self.folder / "settings" / f"{digest}.json"
+
+    def _check_config(self) -> None:
         """Refuse to mix two configurations in one folder, naming the first key that differs."""
         path = self.folder / "config.yaml"
-        found = [*(self.folder / "results").iterdir(), *self.folder.glob("checkpoints/*.ckpt")]
-        if config.resume == "force" or not path.exists() or not any(file.stat().st_size for file in found):
+        files = (*(self.folder / "results").iterdir(), *self.folder.glob("checkpoints/*.ckpt"))
+        if not path.exists() or not any(map(_size, files)):
             return
-        before, now = settings(OmegaConf.load(path)), settings(config)
+        before, now = read_settings(path), self.settings
         if key := difference(before, now):
             raise UserError(
                 f"{self.folder}: holds results with {key}={before.get(key)}, not {now.get(key)}; "
-                "choose another name=... or continue with resume=force"
+                "choose another name=... or do them anew with resume=force"
             )
 
-    def _lock(self) -> None:
-        """Keep other processes from this part as long as this one lives, where the file system can lock."""
+    def _open(self) -> FileIO:
+        """Our part, locked against other processes as long as this one lives, where the file system can lock."""
         deadline = time.monotonic() + LOCK_PATIENCE
         while True:
+            for name in FOLDERS:
+                (self.folder / name).mkdir(parents=True, exist_ok=True)
+            file = self.part.open("ab+", buffering=0)
             try:
-                fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                return
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if self.part.exists() and os.path.samestat(os.fstat(file.fileno()), self.part.stat()):
+                    return file
             except BlockingIOError as error:
                 if time.monotonic() > deadline:
                     raise UserError(
@@ -80,9 +110,10 @@ class ResultsFolder:
                     ) from error
                 time.sleep(0.2)
             except OSError:
-                return
+                return file
+            file.close()
 
-    def _mend(self) -> None:
+    def _repair(self) -> None:
         """Complete or remove a last line that a kill or a power failure has torn."""
         self._file.seek(0)
         content = self._file.read()
@@ -94,6 +125,18 @@ class ResultsFolder:
             self._file.write(b"\n")  # in append mode: at the end
         except ValueError:
             self._file.truncate(whole)
+
+    def change_since(self, record: dict[str, Any]) -> str | None:
+        """The first key in which a record's settings differ from ours, as "key=1, not 2"; None: they are ours."""
+        digest = str(record.get("settings", self.digest))
+        if digest not in self._known:
+            with suppress(OSError, ValueError):
+                self._known[digest] = json.loads(self._settings_file(digest).read_bytes())
+        if digest not in self._known:
+            return "settings that are not known"
+        before = self._known[digest]
+        key = difference(before, self.settings)
+        return f"{key}={before.get(key)}, not {self.settings.get(key)}" if key else None
 
     def write_picture(self, image_id: str, name: str, image: Tensor) -> str:
         """Save a picture (3, H, W) in [0, 1] as PNG and return its path inside the folder."""
@@ -137,6 +180,60 @@ class ResultsFolder:
                 for path in self.checkpoint.parent.glob(pattern):
                     path.unlink(missing_ok=True)
 
+    def prune(self, image_id: str, files: Collection[str]) -> None:
+        """Remove the pictures of an image that its record no longer names."""
+        with plain_disk_errors(self.folder):
+            for path in (self.folder / "images" / slug(image_id)).glob("*.png"):
+                if path.relative_to(self.folder).as_posix() not in files:
+                    path.unlink(missing_ok=True)
+
+    def write_passed_over(self, lines: Sequence[str]) -> Path:
+        """Write down what was not taken for a picture, a line each."""
+        path = self.folder / "passed-over.txt"
+        with plain_disk_errors(self.folder):
+            if lines:
+                write_whole(path, "".join(f"{line}\n" for line in lines).encode("utf-8", "backslashreplace"))
+            else:
+                path.unlink(missing_ok=True)
+        return path
+
     def close(self) -> None:
-        """Let another process write this part."""
+        """Let another process write this part; a folder that we made and wrote no record in goes again."""
+        if self._is_new and not self._file.closed and not _size(self.part) and not _size(self.checkpoint):
+            self._discard()
         self._file.close()
+
+    def _discard(self) -> None:
+        with suppress(OSError):
+            self.part.unlink()
+            self.log.unlink(missing_ok=True)
+            for name in ("results", "images", "candidates", "logs", "checkpoints"):
+                if (self.folder / name).exists():
+                    (self.folder / name).rmdir()  # not where another rank has come in
+            ours = (self.folder / name for name in ("config.yaml", "passed-over.txt"))
+            for path in (*ours, *self.folder.glob("settings/*.json")):
+                path.unlink(missing_ok=True)
+            (self.folder / "settings").rmdir()
+            self.folder.rmdir()
+
+
+def read_config(path: Path, overrides: Sequence[str] = ()) -> Config:
+    """The configuration in a folder's config.yaml, changed by words such as "evaluation.draws=8".
+
+    Raises UserError where it cannot be read, and for words that do not fit.
+    """
+    read_settings(path)  # raises for what is no configuration
+    try:
+        parts = OmegaConf.structured(Config), OmegaConf.load(path), OmegaConf.from_dotlist(list(overrides))
+        return cast(Config, OmegaConf.to_object(OmegaConf.merge(*parts)))
+    except (yaml.YAMLError, OmegaConfBaseException) as error:
+        reason = next(iter(str(error).splitlines()), "")
+        raise UserError(f"{' '.join(overrides) or path}: {reason}; see the keys in {path}") from error
+
+
+def _size(file: Path) -> int:
+    """Bytes; 0 where another rank has just removed it."""
+    try:
+        return file.stat().st_size
+    except FileNotFoundError:
+        return 0

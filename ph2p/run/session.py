@@ -1,30 +1,123 @@
-"""What happens around a fit: a checkpoint, progress."""
+"""How a run inverts a batch: with the configured Trainer, a checkpoint, curves, progress, and a way to be stopped."""
 
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import lightning as L
+import torch
+from lightning.pytorch.utilities.exceptions import SIGTERMException
+from torch import Tensor
 
 from ph2p.inversion.module import PromptInversion
+from ph2p.inversion.projection import DelayedProjection
+from ph2p.inversion.session import PLAIN, Session
+from ph2p.inversion.steps import InversionData
 from ph2p.run import stopping
 from ph2p.run.checkpoint import BatchCheckpoint
+from ph2p.run.logs import RunLog
+from ph2p.run.ranks import trainer_options
+
+Report = Callable[[float, str], None]  # how much of a batch is finished, in [0, 1], and what is happening
+WEIGHTS = {"optimising": 0.45, "searching": 0.45, "choosing": 0.05, "measuring": 0.05}  # about their parts of the time
+PAUSE = 10.0  # seconds between two savings within a long epoch
+
+
+class RunSession(Session):
+    """One image batch of a run: goes on from its checkpoint, writes it, logs, reports and looks for signals.
+
+    `trainer` is the configuration's; the `checkpoint` was opened for the batch's images.
+    """
+
+    def __init__(self, trainer: Mapping[str, Any], checkpoint: BatchCheckpoint, log: RunLog, report: Report) -> None:
+        self.trainer, self.checkpoint, self.log, self._report = trainer, checkpoint, log, report
+        self.started = time.perf_counter() - checkpoint.about["seconds"]
+        self.stages: dict[str, float] = {}  # how much of each is finished, in [0, 1]
+        self.epochs = 0
+
+    @property
+    def images(self) -> list[str]:
+        """The ids of the batch's images."""
+        return list(self.checkpoint.about["images"])
+
+    def report(self, stage: str, done: int, total: int) -> None:
+        self.stages[stage] = done / total
+        whole = sum(WEIGHTS[name] for name in self.stages)
+        self._report(sum(WEIGHTS[name] * part for name, part in self.stages.items()) / whole, stage)
+        self.check_stop()
+
+    def check_stop(self) -> None:
+        stopping.check()
+
+    def save_search(self, state: dict[str, Tensor]) -> None:
+        losses = state["losses"]  # (B S, 1 + rounds so far)
+        best = losses[:, -1].view(len(self.images), -1).amin(1).tolist()
+        values = {name: {"search_loss": loss} for name, loss in zip(self.images, best, strict=True)}
+        self.log.write(self.epochs + losses.shape[1] - 1, values)
+        self.checkpoint.save_search(state, self.seconds())
+
+    def search_state(self) -> dict[str, Tensor] | None:
+        state: dict[str, Tensor] | None = self.checkpoint.about["search"]
+        return state
+
+    def fit(self, module: PromptInversion, data: InversionData, epochs: int, callbacks: Sequence[L.Callback]) -> None:
+        self.epochs = epochs
+        options = trainer_options(self.trainer)
+        options["plugins"] = [*options["plugins"], self.checkpoint]
+        saving = SaveProgress(self.checkpoint, self.seconds)  # after all whose work belongs into the checkpoint
+        every = [*callbacks, LogCurves(self.log, self.images), saving, EpochProgress(self)]
+        trainer = L.Trainer(**options, **PLAIN, max_epochs=epochs, callbacks=every)
+        try:
+            trainer.fit(module, data, ckpt_path=self.checkpoint.fit_path, weights_only=True)
+        except SIGTERMException:  # Lightning has seen the signal between two of our looks, and would exit with 0
+            stopping.check()
+            raise
+
+
+class LogCurves(L.Callback):
+    """Write each epoch of a fit to a `RunLog`, for all prompts of the `images`: their restarts are `name#1` and so on.
+
+    `loss` is the epoch's last, `gradient_norm` that of the last evaluation (L2, over all tokens of a prompt), and
+    `evaluations` counts those of the objective since the first epoch. `candidate_loss` is that of the hard prompt
+    which the epoch began with (a projection that snaps) or is at (straight-through); a method that never stands at one
+    has none.
+    """
+
+    def __init__(self, log: RunLog, images: Sequence[str]) -> None:
+        self.run_log, self.images = log, list(images)
+
+    @torch.no_grad()
+    def on_train_epoch_end(self, trainer: L.Trainer, module: PromptInversion) -> None:
+        values = {"loss": module.losses.tolist()}
+        snap = any(isinstance(other, DelayedProjection) and other.snap for other in trainer.callbacks)
+        if snap or module.straight_through:
+            values["candidate_loss"] = (module.losses if module.straight_through else module.first_losses).tolist()
+        if module.prompt.grad is not None:
+            values["gradient_norm"] = module.prompt.grad.float().flatten(1).norm(dim=1).tolist()
+        restarts = len(module.prompt) // len(self.images)
+        names = [f"{name}#{r}" if r else name for name in self.images for r in range(restarts)]
+        values["evaluations"] = [int(module.evaluations)] * len(names)
+        by_row = {name: {key: some[row] for key, some in values.items()} for row, name in enumerate(names)}
+        self.run_log.write(trainer.current_epoch, by_row)
 
 
 class SaveProgress(L.Callback):
-    """Save the fit at the end of each epoch, and within one when told to stop; `Stopped` then ends it.
+    """Save the fit at the end of each epoch, and within a long one every `PAUSE` seconds and when told to stop.
 
-    Must stand after the callbacks that project and note, so that their work is in the checkpoint.
+    A stop within a step of the optimiser saves nothing: the step is made again, from where the last saving was.
     """
 
     def __init__(self, checkpoint: BatchCheckpoint, seconds: Callable[[], float]) -> None:
         self.checkpoint, self.seconds = checkpoint, seconds
+        self.saved = seconds()
 
     def on_train_batch_end(
         self, trainer: L.Trainer, module: PromptInversion, outputs: Any, batch: Any, batch_index: int
     ) -> None:
         # After the last step the epoch's end saves: before it, the projection would be missing.
-        if stopping.requested() and batch_index + 1 < trainer.num_training_batches:
-            self._save(trainer)
+        if batch_index + 1 < trainer.num_training_batches:
+            if stopping.requested() or self.seconds() - self.saved > PAUSE:
+                self._save(trainer)
             stopping.check()
 
     def on_train_epoch_end(self, trainer: L.Trainer, module: PromptInversion) -> None:
@@ -32,15 +125,15 @@ class SaveProgress(L.Callback):
         stopping.check()
 
     def _save(self, trainer: L.Trainer) -> None:
-        self.checkpoint.about["seconds"] = self.seconds()
+        self.saved = self.checkpoint.about["seconds"] = self.seconds()
         trainer.save_checkpoint(self.checkpoint.path)
 
 
 class EpochProgress(L.Callback):
-    """Report the finished share of the epochs, in (0, 1], to a function."""
+    """Report each finished epoch to a session."""
 
-    def __init__(self, report: Callable[[float], None]):
-        self.report = report
+    def __init__(self, session: Session) -> None:
+        self.session = session
 
     def on_train_epoch_end(self, trainer: L.Trainer, module: PromptInversion) -> None:
-        self.report((trainer.current_epoch + 1) / trainer.max_epochs)
+        self.session.report("optimising", trainer.current_epoch + 1, trainer.max_epochs)

@@ -1,19 +1,24 @@
-"""Which images a rank inverts, and in which batches: functions of numbers and names, the same whoever asks.
+"""Which images a rank inverts, and in which batches: functions of names and numbers, the same whoever asks.
 
-A batch's composition decides the last bits of its results, so it must be the same after an interruption. Hence
-the share of a rank does not depend on what is finished, and a batch that was begun is continued as it was.
+A batch's composition decides the last bits of its results, so it must be the same after an interruption. So the
+images of a rank depend neither on what is finished nor on what else there is, and a batch that was begun is
+continued as it was.
 """
 
+import hashlib
 from collections.abc import Collection, Sequence
 
 
-def share(total: int, shard: tuple[int, int], rank: int, world: int) -> range:
-    """The indices of a rank: every world-th of the shard (i, n), which is every n-th of all from i on.
+def belongs(image_id: str, shard: tuple[int, int], rank: int = 0, world: int = 1) -> bool:
+    """Whether an image is one of the rank's: of its shard (i, n), and there one of `world` parts.
 
-    Each of `total` belongs to exactly one rank of one shard; nothing is padded or repeated.
+    The hash of its id says so, h mod n = i and h div n mod world = rank. Two processes that see different lists,
+    for a picture was added in between, agree on all others. The price: of k images a rank has k / (n world), give
+    or take the square root of that.
     """
     index, shards = shard
-    return range(total)[index::shards][rank::world]
+    number = int.from_bytes(hashlib.sha256(image_id.encode("utf-8", "surrogatepass")).digest()[:8], "big")
+    return number % shards == index and number // shards % world == rank
 
 
 def batches(

@@ -1,14 +1,18 @@
 """Stopping when told to: SIGTERM, and SIGUSR1, by which a cluster announces that a job's time is nearly up.
 
-A handler only takes a note. The run looks at it where everything is in order: after a step of the optimiser, a
-round of the search, between two phases.
+A handler only takes a note. The run looks at it where everything is in order: within an evaluation of the
+objective, between the batches of candidates, between two images that are read or written, between two phases.
 """
 
 import os
 import signal
+import subprocess
+from contextlib import suppress
+from pathlib import Path
 from types import FrameType
 
 _received: list[int] = []  # signals, oldest first
+PATIENCE = 20  # seconds that SLURM gets to take a job back
 
 
 class Stopped(SystemExit):
@@ -44,3 +48,30 @@ def check() -> None:
     """Raise `Stopped` if a signal to stop has come."""
     if _received:
         raise Stopped(_received[0])
+
+
+def requeue(mark: Path) -> bool | None:
+    """Give this SLURM job, or this task of an array, back to the queue; once, whichever rank is the first.
+
+    The first one leaves a file, `mark` and the job, and takes it away again if SLURM refuses, so that the next rank
+    tries. Returns whether the job is in the queue again; None outside SLURM.
+    """
+    if "SLURM_JOB_ID" not in os.environ:
+        return None
+    job = os.environ["SLURM_JOB_ID"]
+    if "SLURM_ARRAY_JOB_ID" in os.environ:
+        job = f"{os.environ['SLURM_ARRAY_JOB_ID']}_{os.environ['SLURM_ARRAY_TASK_ID']}"
+    own = mark.with_name(f"{mark.name}-{job}-{os.environ.get('SLURM_RESTART_COUNT', 0)}")
+    try:
+        own.parent.mkdir(parents=True, exist_ok=True)
+        own.touch(exist_ok=False)
+    except FileExistsError:
+        return True
+    except OSError:  # a full disk: better asked for twice than not at all
+        pass
+    with suppress(OSError, subprocess.TimeoutExpired):
+        if subprocess.run(["scontrol", "requeue", job], check=False, timeout=PATIENCE).returncode == 0:
+            return True
+    with suppress(OSError):
+        own.unlink(missing_ok=True)
+    return False

@@ -20,15 +20,16 @@ CAPTIONS = 5  # an image, as in COCO
 def write_coco(root: Path, count: int, split: str = "val2017", seed: int = 0, size: int = 64) -> None:
     """Write `root/<split>/000000000001.jpg` ... and `root/annotations/captions_<split>.json`.
 
-    Pictures are (size, size); scenes are those of the world's test split for val2017, of its training split for
-    train2017. Captions are sentences and tags as the models of the world were trained on; most leave something out.
+    Pictures are (size, size), called `COCO_<split>_000000000001.jpg` in 2014; scenes are those of the world's test
+    split for val, of its training split for train. Captions are sentences and tags as the models of the world were
+    trained on; most leave something out.
     """
     for folder in (root / split, root / "annotations"):
         folder.mkdir(parents=True, exist_ok=True)
     images, annotations = [], []
     for number in range(1, count + 1):
-        scene = world.scene("test" if split == "val2017" else "train", number - 1, seed)
-        name = f"{number:012d}.jpg"
+        scene = world.scene("test" if split.startswith("val") else "train", number - 1, seed)
+        name = f"COCO_{split}_{number:012d}.jpg" if split.endswith("2014") else f"{number:012d}.jpg"
         Image.fromarray(render(scene, size)).save(root / split / name, quality=95)
         images.append(_image(number, name, size))
         rng = np.random.default_rng([seed, number])
@@ -54,7 +55,7 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("--root", type=Path, required=True, help="folder to write, as data.root of data=coco")
     parser.add_argument("--count", type=int, default=20, help="number of images")
-    parser.add_argument("--split", choices=("val2017", "train2017"), default="val2017")
+    parser.add_argument("--split", choices=("val2017", "train2017", "val2014", "train2014"), default="val2017")
     parser.add_argument("--seed", type=int, default=0, help="of the scenes and captions, 0 or greater")
     parser.add_argument("--size", type=int, default=64, help="width and height in pixels")
     options = parser.parse_args(argv)

@@ -2,6 +2,7 @@
 
 from ph2p.models.generators.base import Generator
 from ph2p.models.generators.families import FAMILIES
-from ph2p.models.generators.loading import LOADING, load_generator
+from ph2p.models.generators.loading import load_generator
+from ph2p.models.generators.options import LOADING, LoadOptions
 
-__all__ = ["FAMILIES", "LOADING", "Generator", "load_generator"]
+__all__ = ["FAMILIES", "LOADING", "Generator", "LoadOptions", "load_generator"]

@@ -2,19 +2,25 @@
 
 import inspect
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from types import MappingProxyType
+from typing import Any, Self
 
-import diffusers
 import torch
 from torch import Tensor, nn
 
 from ph2p.errors import UserError
+from ph2p.models.counter import Counter
 from ph2p.models.frozen import Frozen, at_least_float32, scale_gradient
+from ph2p.models.generators.autoencoder import Autoencoder, at_once
+from ph2p.models.generators.checks import check_channels, check_image_size, check_sampling
 from ph2p.models.generators.schedules import Schedule
 from ph2p.models.microbatch import MicroBatch
+from ph2p.models.quiet import quiet
 from ph2p.models.vocabulary import Vocabulary
+
+HELD = (nn.Linear, nn.Conv2d)  # layers whose weights autocast would cast at each call
 
 
 class Generator(Frozen):
@@ -26,11 +32,12 @@ class Generator(Frozen):
     Args:
         context_length: L, begin and end of text included.
         framing: how many of these L are not the prompt's.
-        image_size: H = W; None: the pipeline's own.
+        image_size: (H, W); None: the pipeline's own.
         clip_skip: CLIP layers passed over at the end, counted as the pipeline does; None: as it does by default.
 
     Raises:
-        UserError: a size that the pipeline cannot paint, or a `clip_skip` that it does not know.
+        UserError: parts that do not fit each other, a size that the pipeline cannot paint, or a `clip_skip` that it
+            does not know.
     """
 
     pipeline_class: str  # the name in model_index.json and in diffusers
@@ -38,45 +45,44 @@ class Generator(Frozen):
     optional: tuple[str, ...] = ()  # components that a user may leave out
     offloaded: tuple[str, ...] = ("vae",)  # components that wait on the CPU if `offload` is set
     packing = 1  # side of the latent's squares that the pipeline packs into one
-    sampling: dict[str, Any] = {}  # noqa: RUF012  # fixed arguments of the pipeline's __call__
+    sampling: Mapping[str, Any] = MappingProxyType({})  # fixed arguments of the pipeline's __call__
 
     def __init__(
         self,
-        pipeline: "diffusers.DiffusionPipeline",
+        pipeline: Any,
         vocabulary: Vocabulary,
         schedule: Schedule,
         *,
         context_length: int,
         framing: int,
-        image_size: int | None = None,
+        image_size: tuple[int, int] | None = None,
         clip_skip: int | None = None,
     ) -> None:
         super().__init__()
         self.pipeline, self.vocabulary, self.schedule = pipeline, vocabulary, schedule
         self.microbatch = MicroBatch()  # rows that this model takes at once on its device
+        self.autocast: torch.dtype | None = None  # see `mix`
+        self.offload = False
         modules = {name: part for name, part in pipeline.components.items() if isinstance(part, nn.Module)}
         self.components = nn.ModuleDict(modules)
-        self._parameters_of_call = inspect.signature(pipeline.__call__).parameters
-        if clip_skip is not None and "clip_skip" not in self._parameters_of_call:
+        if clip_skip is not None and "clip_skip" not in inspect.signature(pipeline.__call__).parameters:
             raise UserError(f"generator.clip_skip={clip_skip}: {self.pipeline_class} has none; leave it out")
         self.clip_skip = clip_skip
         self.context_length, self.max_prompt_length = context_length, context_length - framing
-        self.image_size = image_size or self._own_image_size()
-        self._check_image_size()
-        config = pipeline.vae.config
-        side = self.image_size // pipeline.vae_scale_factor
-        self.latent_shape = (config.latent_channels, side, side)  # (C, h, w)
-        mean, std = config.get("latents_mean"), config.get("latents_std")
-        exact = dict(dtype=torch.float64)
-        self.latent_shift = torch.tensor(mean or config.get("shift_factor") or 0.0, **exact).view(-1, 1, 1)
-        self.latent_scale = config.scaling_factor / torch.tensor(std or 1.0, **exact).view(-1, 1, 1)
+        self.autoencoder = Autoencoder(pipeline.vae)
+        check_channels(self.denoiser, self.autoencoder.channels, self.packing)
+        scale: int = pipeline.vae_scale_factor
+        self.image_size = image_size or self._own_image_size()  # (H, W)
+        check_image_size(self.image_size, self.denoiser, scale, self.packing)
+        self.latent_shape = (self.autoencoder.channels, *(side // scale for side in self.image_size))  # (C, h, w)
         # In float16 the gradient of a mean over a latent underflows; with this it is that of a sum.
         self.gradient_scale = float(math.prod(self.latent_shape)) if self.denoiser.dtype == torch.float16 else 1.0
-        self.offload = False
+        self.counter = Counter(self.denoiser)
+        pipeline.set_progress_bar_config(disable=True)
         self.freeze()
 
     @property
-    def denoiser(self) -> nn.Module:
+    def denoiser(self) -> Any:
         return getattr(self.pipeline, "unet", None) or self.pipeline.transformer
 
     @property
@@ -87,29 +93,39 @@ class Generator(Frozen):
     def num_timesteps(self) -> int:
         return self.schedule.num_timesteps
 
-    def _own_image_size(self) -> int:
+    def _own_image_size(self) -> tuple[int, int]:
         size = getattr(self.pipeline, "default_sample_size", None) or self.denoiser.config.sample_size
         height, width = (size, size) if isinstance(size, int) else size
-        if height != width:
-            raise UserError(f"generator: it paints {height}x{width} latents; only square pictures are supported")
-        return height * self.pipeline.vae_scale_factor
+        return height * self.pipeline.vae_scale_factor, width * self.pipeline.vae_scale_factor
 
-    def _check_image_size(self) -> None:
-        patch = self.packing * (self.denoiser.config.get("patch_size") or 1)
-        step = math.lcm(8, self.pipeline.vae_scale_factor * patch)
-        if self.image_size % step:
-            raise UserError(f"generator.image_size={self.image_size}: this model needs a multiple of {step}")
+    # --- memory and precision ------------------------------------------------------------------------------------
 
-    # --- memory --------------------------------------------------------------------------------------------------
-
-    def place(self, device: torch.device | str, offload: bool = False) -> "Generator":
+    def place(self, device: torch.device | str, offload: bool = False) -> Self:
         """Move to a device; with `offload` the components in `offloaded` go there only while they work."""
         self.offload = offload
         self.vocabulary.to(device)
         self.schedule.to(device)
         for name, part in self.components.items():
             part.to("cpu" if offload and name in self.offloaded else device)
+            if name in ("unet", "vae"):
+                lay_out(part, torch.device(device))
         return self
+
+    def mix(self, dtype: torch.dtype) -> Self:
+        """Compute in mixed precision: what autocast holds safe in `dtype`, the rest as the weights are.
+
+        The weights that autocast would cast at each call are cast once: the results are the same. The VAE stays as
+        it is, or latents would lose digits that a target has but once.
+        """
+        self.autocast = dtype
+        for name, part in self.components.items():
+            for layer in part.modules() if name != "vae" else ():
+                if isinstance(layer, HELD) and layer.weight.dtype == torch.float32:
+                    layer.to(dtype)
+        return self
+
+    def _precision(self) -> AbstractContextManager[Any]:
+        return torch.autocast(self.device.type, self.autocast) if self.autocast else nullcontext()
 
     @contextmanager
     def resident(self, *names: str) -> Iterator[None]:
@@ -126,28 +142,22 @@ class Generator(Frozen):
 
     # --- pictures ------------------------------------------------------------------------------------------------
 
-    @torch.no_grad()
     def encode_images(self, images: Tensor) -> Tensor:
-        """Latents (B, C, h, w), the mode of the posterior, shifted and scaled as the pipeline does.
-
-        Args:
-            images: (B, 3, H, W) in [0, 1].
-        """
+        """Latents (B, C, h, w) of images (B, 3, H, W) in [0, 1]; see `Autoencoder.encode`."""
         with self.resident("vae"):
-            vae = self.pipeline.vae
-            modes = at_least_float32(vae.encode((2 * images - 1).to(self.device, vae.dtype)).latent_dist.mode())
-            return (modes - self.latent_shift.to(modes)) * self.latent_scale.to(modes)
+            return self.microbatch.map(
+                "encode", at_once(self.image_size), self.autoencoder.encode, images.to(self.device)
+            )
 
-    @torch.no_grad()
     def decode_latents(self, latents: Tensor) -> Tensor:
         """Images (B, 3, H, W) in [0, 1] of latents (B, C, h, w)."""
         with self.resident("vae"):
-            vae = self.pipeline.vae
-            latents = latents / self.latent_scale.to(latents) + self.latent_shift.to(latents)
-            images = vae.decode(latents.to(vae.dtype)).sample
-            return (at_least_float32(images) / 2 + 0.5).clamp(0, 1)
+            return self.microbatch.map("decode", at_once(self.image_size), self.autoencoder.decode, latents)
 
     # --- prompts -------------------------------------------------------------------------------------------------
+
+    def prepare(self, token_ids: Tensor) -> None:
+        """Encode once what encoders without a gradient read of prompts (K, M) that will come in parts."""
 
     def condition(self, token_ids: Tensor, embeddings: Tensor | None = None) -> dict[str, Tensor]:
         """What the denoiser knows of prompts: tensors of B rows for `predict`.
@@ -162,7 +172,8 @@ class Generator(Frozen):
         """
         if embeddings is not None:
             embeddings = scale_gradient(embeddings, 1 / self.gradient_scale)
-        return self._condition(token_ids.to(self.device), embeddings)
+        with self._precision():
+            return self._condition(token_ids.to(self.device), embeddings)
 
     def _condition(self, token_ids: Tensor, embeddings: Tensor | None) -> dict[str, Tensor]:
         raise NotImplementedError
@@ -183,7 +194,9 @@ class Generator(Frozen):
     def predict(self, noisy: Tensor, timesteps: Tensor, conditioning: dict[str, Tensor]) -> Tensor:
         """The denoiser's prediction (K, C, h, w), float32 at least, for K rows of each argument."""
         times = self.schedule.denoiser_times(timesteps)
-        output = self._denoise(noisy.to(self.denoiser.dtype), times, conditioning)
+        noisy = noisy if self.autocast else noisy.to(self.denoiser.dtype)
+        with self._precision():
+            output = self._denoise(noisy, times, conditioning)
         return scale_gradient(at_least_float32(output), self.gradient_scale)
 
     def _denoise(self, noisy: Tensor, times: Tensor, conditioning: dict[str, Tensor]) -> Tensor:
@@ -206,29 +219,34 @@ class Generator(Frozen):
         Raises:
             UserError: the pipeline knows no `guidance_rescale`.
         """
-        self.check_guidance(guidance_rescale)
-        options = dict(guidance_rescale=guidance_rescale) if guidance_rescale else {}
+        self.check_sampling({}, guidance_rescale)
+        options: dict[str, Any] = dict(guidance_rescale=guidance_rescale) if guidance_rescale else {}
         if self.clip_skip is not None:
             options["clip_skip"] = self.clip_skip
-        self.pipeline.set_progress_bar_config(disable=True)
-        with self.resident(*self.offloaded):
+        height, width = self.image_size
+        with self.resident(*self.offloaded), self._precision(), quiet():
             latents = self.pipeline(
                 prompt=prompts,
                 generator=[torch.Generator().manual_seed(seed) for seed in seeds],
                 num_inference_steps=steps,
                 guidance_scale=guidance_scale,
-                height=self.image_size,
-                width=self.image_size,
+                height=height,
+                width=width,
                 output_type="latent",
                 **options,
                 **self.sampling,
             ).images
         return self.decode_latents(self._unpack(latents))
 
-    def check_guidance(self, guidance_rescale: float) -> None:
-        """Raise UserError if the pipeline cannot rescale its guidance and is asked to."""
-        if guidance_rescale and "guidance_rescale" not in self._parameters_of_call:
-            raise UserError(f"generator.guidance_rescale={guidance_rescale}: {self.pipeline_class} has none; give 0")
+    def check_sampling(self, steps: Mapping[str, int], guidance_rescale: float) -> None:
+        """Raise UserError if the pipeline cannot paint so; see `checks.check_sampling`."""
+        check_sampling(self.pipeline, steps, guidance_rescale)
 
     def _unpack(self, latents: Tensor) -> Tensor:
         return latents
+
+
+def lay_out(part: nn.Module, device: torch.device) -> None:
+    """Convolutions on a GPU are faster with the channels last."""
+    if device.type == "cuda":
+        part.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs lack it

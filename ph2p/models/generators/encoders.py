@@ -3,16 +3,18 @@
 Symbols: B prompts, M prompt tokens, L context length, E width of the encoder's states, D of its embeddings.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from ph2p.errors import UserError
 from ph2p.models.frozen import context_length, frame_prompt, prompt_start, soft_prompt
 from ph2p.models.vocabulary import Vocabulary
+
+REMEMBERED = 64  # texts at least whose encoding is kept
 
 
 class ClipPair:
@@ -59,8 +61,31 @@ class ClipPair:
         return torch.cat(hidden, -1), first
 
 
+class Remembered:
+    """What an encoder without a gradient makes of texts, each encoded once: an epoch asks for the same ones again.
+
+    `encode` gets texts (K) and gives tensors (K, ...).
+    """
+
+    def __init__(self, encode: Callable[[list[str]], Tensor]) -> None:
+        self.encode, self.room = encode, REMEMBERED
+        self.known: dict[str, Tensor] = {}  # the texts that were asked for last stand last
+
+    def __call__(self, texts: list[str]) -> Tensor:
+        """(K, ...) of texts; as many are kept as were ever asked for at once."""
+        new = [text for text in dict.fromkeys(texts) if text not in self.known]
+        if new:
+            self.known.update(zip(new, self.encode(new), strict=True))
+        for text in dict.fromkeys(texts):
+            self.known[text] = self.known.pop(text)
+        result = torch.stack([self.known[text] for text in texts])
+        self.room = max(self.room, len(texts))
+        self.known = dict(list(self.known.items())[-self.room :])
+        return result
+
+
 def encode_t5(
-    encoder: nn.Module,
+    encoder: Any,
     tokenizer: PreTrainedTokenizerBase,
     token_ids: Tensor,
     embeddings: Tensor | None,

@@ -1,13 +1,29 @@
 """The families by the pipeline class that `model_index.json` names. docs/families.md says how to add one."""
 
-from ph2p.models.generators.base import Generator
-from ph2p.models.generators.flux import Flux
-from ph2p.models.generators.pixart import PixArtSigma
-from ph2p.models.generators.stable_diffusion import StableDiffusion
-from ph2p.models.generators.stable_diffusion_3 import StableDiffusion3
-from ph2p.models.generators.stable_diffusion_xl import StableDiffusionXL
+import pkgutil
+from typing import Any
 
-FAMILIES: dict[str, type[Generator]] = {
-    family.pipeline_class: family
-    for family in (StableDiffusion, StableDiffusionXL, StableDiffusion3, Flux, PixArtSigma)
+from ph2p.errors import UserError
+from ph2p.models.generators.base import Generator
+
+FAMILIES = {  # pipeline class -> module:class in this folder
+    "StableDiffusionPipeline": "stable_diffusion:StableDiffusion",
+    "StableDiffusionXLPipeline": "stable_diffusion_xl:StableDiffusionXL",
+    "StableDiffusion3Pipeline": "stable_diffusion_3:StableDiffusion3",
+    "FluxPipeline": "flux:Flux",
+    "PixArtSigmaPipeline": "pixart:PixArtSigma",
 }
+
+
+def family_of(name: str, index: dict[str, Any]) -> type[Generator]:
+    """The family of the model `name` by its `model_index.json`.
+
+    Raises:
+        UserError: there is none for its class.
+    """
+    pipeline_class = index.get("_class_name", "")
+    if pipeline_class not in FAMILIES:
+        known = ", ".join(sorted(FAMILIES))
+        raise UserError(f"{name}: pipelines of class {pipeline_class} are not supported; known: {known}")
+    family: type[Generator] = pkgutil.resolve_name(f"{__package__}.{FAMILIES[pipeline_class]}")
+    return family

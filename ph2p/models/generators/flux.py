@@ -8,10 +8,11 @@ import torch
 from torch import Tensor
 
 from ph2p.models.generators.base import Generator
-from ph2p.models.generators.encoders import encode_t5, tokenize
+from ph2p.models.generators.encoders import Remembered, encode_t5, tokenize
 from ph2p.models.generators.schedules import Flow
 from ph2p.models.vocabulary import Vocabulary
 
+SCHNELL_LENGTH = 256  # T5 tokens that FLUX.1 schnell was trained with; the pipeline's default is that of dev
 UNGUIDED = 1.0  # the guidance of the loss: a guidance-distilled model told 1 predicts what was trained on, unamplified
 
 
@@ -28,14 +29,23 @@ class Flux(Generator):
 
     def __init__(self, pipeline: Any, *, words: Mapping[str, Any], **options: Any) -> None:
         table = pipeline.text_encoder_2.get_input_embeddings().weight
+        length: int = inspect.signature(pipeline.encode_prompt).parameters["max_sequence_length"].default
+        if not pipeline.transformer.config.guidance_embeds:  # schnell
+            length = SCHNELL_LENGTH
         super().__init__(
             pipeline,
             Vocabulary(pipeline.tokenizer_2, table, **words),
             Flow(pipeline.scheduler),
-            context_length=inspect.signature(pipeline.encode_prompt).parameters["max_sequence_length"].default,
+            context_length=length,
             framing=1,
             **options,
         )
+        self.sampling = {"max_sequence_length": length}
+        self._pooled = Remembered(self._encode_pooled)
+
+    def prepare(self, token_ids: Tensor) -> None:
+        with self._precision():
+            self._pooled(self._texts(token_ids))
 
     def _condition(self, token_ids: Tensor, embeddings: Tensor | None) -> dict[str, Tensor]:
         encoder, tokenizer = self.pipeline.text_encoder_2, self.pipeline.tokenizer_2
@@ -43,9 +53,10 @@ class Flux(Generator):
         return {"encoder_hidden_states": states, "pooled_projections": self._pooled(self._texts(token_ids))}
 
     @torch.no_grad()
-    def _pooled(self, texts: list[str]) -> Tensor:
+    def _encode_pooled(self, texts: list[str]) -> Tensor:
         ids = tokenize(self.pipeline.tokenizer, texts, self.pipeline.tokenizer_max_length, self.device)
-        return self.pipeline.text_encoder(ids).pooler_output
+        pooled: Tensor = self.pipeline.text_encoder(ids).pooler_output
+        return pooled
 
     def _denoise(self, noisy: Tensor, times: Tensor, conditioning: dict[str, Tensor]) -> Tensor:
         pipeline, (rows, channels, height, width) = self.pipeline, noisy.shape
@@ -65,5 +76,5 @@ class Flux(Generator):
         return self._unpack(output)
 
     def _unpack(self, latents: Tensor) -> Tensor:
-        size = self.image_size
-        return self.pipeline._unpack_latents(latents, size, size, self.pipeline.vae_scale_factor)
+        unpacked: Tensor = self.pipeline._unpack_latents(latents, *self.image_size, self.pipeline.vae_scale_factor)
+        return unpacked

@@ -48,4 +48,5 @@ class StableDiffusion(Generator):
         return {"encoder_hidden_states": states}  # (B, L, E)
 
     def _denoise(self, noisy: Tensor, times: Tensor, conditioning: dict[str, Tensor]) -> Tensor:
-        return self.pipeline.unet(noisy, times, **conditioning).sample
+        output: Tensor = self.pipeline.unet(noisy, times, **conditioning).sample
+        return output

@@ -9,10 +9,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ph2p.models.generators.base import Generator
-from ph2p.models.generators.encoders import ClipPair, tokenize
+from ph2p.models.generators.encoders import ClipPair, Remembered, tokenize
 from ph2p.models.generators.schedules import Flow
 
-REMEMBERED = 64  # texts whose T5 states are kept: an epoch asks for the same ones again and again
+TEXTS_AT_ONCE = 32  # that go through T5
 
 
 class StableDiffusion3(Generator):
@@ -39,7 +39,11 @@ class StableDiffusion3(Generator):
         )
         self.clips = clips
         self.t5_length: int = inspect.signature(pipeline.encode_prompt).parameters["max_sequence_length"].default
-        self._remembered: dict[str, Tensor] = {}
+        self._t5_states = Remembered(self._encode_t5)
+
+    def prepare(self, token_ids: Tensor) -> None:
+        with self._precision():
+            self._t5_states(self._texts(token_ids))
 
     def _condition(self, token_ids: Tensor, embeddings: Tensor | None) -> dict[str, Tensor]:
         states, pooled = self.clips(token_ids, embeddings, self.clip_skip)
@@ -51,19 +55,16 @@ class StableDiffusion3(Generator):
         }
 
     @torch.no_grad()
-    def _t5_states(self, texts: list[str]) -> Tensor:
-        encoder, known = self.pipeline.text_encoder_3, self._remembered
+    def _encode_t5(self, texts: list[str]) -> Tensor:
+        encoder = self.pipeline.text_encoder_3
         if encoder is None:
             width = self.pipeline.transformer.config.joint_attention_dim
-            return torch.zeros(len(texts), self.t5_length, width, device=self.device)
-        new = [text for text in dict.fromkeys(texts) if text not in known]
-        if new:
-            with self.resident("text_encoder_3"):
-                states = encoder(tokenize(self.pipeline.tokenizer_3, new, self.t5_length, self.device))[0]
-            known.update(zip(new, states, strict=True))
-        result = torch.stack([known[text] for text in texts])
-        self._remembered = dict(list(known.items())[-REMEMBERED:])
-        return result
+            return torch.zeros(1, self.t5_length, width, device=self.device).expand(len(texts), -1, -1)
+        with self.resident("text_encoder_3"):
+            ids = tokenize(self.pipeline.tokenizer_3, texts, self.t5_length, self.device)
+            states = self.microbatch.map("texts", TEXTS_AT_ONCE, lambda some: encoder(some)[0], ids)
+        return states.cpu() if self.offload else states
 
     def _denoise(self, noisy: Tensor, times: Tensor, conditioning: dict[str, Tensor]) -> Tensor:
-        return self.pipeline.transformer(noisy, timestep=times, **conditioning).sample
+        output: Tensor = self.pipeline.transformer(noisy, timestep=times, **conditioning).sample
+        return output

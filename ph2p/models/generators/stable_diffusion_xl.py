@@ -35,11 +35,12 @@ class StableDiffusionXL(Generator):
 
     def _condition(self, token_ids: Tensor, embeddings: Tensor | None) -> dict[str, Tensor]:
         states, (_, pooled) = self.clips(token_ids, embeddings, self.clip_skip)
-        size = (self.image_size, self.image_size)
+        size = self.image_size
         ids = torch.tensor([*size, 0, 0, *size], dtype=states.dtype, device=states.device)  # original, crop, target
         return {"encoder_hidden_states": states, "text_embeds": pooled, "time_ids": ids.expand(len(states), -1)}
 
     def _denoise(self, noisy: Tensor, times: Tensor, conditioning: dict[str, Tensor]) -> Tensor:
         added = {name: conditioning[name] for name in ("text_embeds", "time_ids")}
         states = conditioning["encoder_hidden_states"]
-        return self.pipeline.unet(noisy, times, states, added_cond_kwargs=added).sample
+        output: Tensor = self.pipeline.unet(noisy, times, states, added_cond_kwargs=added).sample
+        return output

@@ -1,0 +1,172 @@
+"""The `ph2p` command: a thin door. What it does stands in `config/`, `run/` and `report/`."""
+
+import argparse
+import os
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
+
+from ph2p.errors import UserError
+from ph2p.run.stopping import listen
+
+if TYPE_CHECKING:
+    from ph2p.config.schema import Config
+
+OTHERS = """\
+ph2p report DIR...   the page and table of results folders anew; --repaint, --remeasure: their renderings, their values
+ph2p doctor [keys]   versions, devices, whether model and scorer are there, what the missing extras would bring
+ph2p [keys]          inverts images, as python train.py does:
+"""
+
+
+def entry() -> NoReturn:
+    """The installed command."""
+    listen()  # before the slow imports: a signal to stop that comes first would kill
+    sys.exit(main(sys.argv[1:]))
+
+
+def main(argv: list[str]) -> int:
+    """Do what the command line asks for; returns the exit code.
+
+    0: all is well; 1: an image failed; 2: configuration, model or disk are at fault; 130: Ctrl-C; 143: SIGTERM.
+    """
+    try:
+        command, words = (argv[0], argv[1:]) if argv[:1] and argv[0] in COMMANDS else ("", argv)
+        code = COMMANDS[command](words)
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:  # the reader has gone, as in `--help | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains again at its end
+        return 128 + signal.SIGPIPE  # as a shell reports it
+    except UserError as error:
+        return _complain(error)
+    except (KeyboardInterrupt, SystemExit) as error:
+        if not _interrupted(error):
+            raise
+        print("stopped; the same command continues", file=sys.stderr)
+        return 130
+
+
+def _complain(error: UserError) -> int:
+    print(f"error: {error}", file=sys.stderr)
+    return 2
+
+
+def _interrupted(error: BaseException | None) -> bool:
+    """Whether Ctrl-C is behind it: Lightning's fit turns that into a SystemExit."""
+    while error and not isinstance(error, KeyboardInterrupt):
+        error = error.__context__
+    return error is not None
+
+
+class _Parser(argparse.ArgumentParser):
+    """An ArgumentParser whose complaints are one line, as all others are."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message} ({self.prog} --help)")
+
+
+def _invert(argv: list[str]) -> int:
+    """`ph2p [group=option ...] [key=value ...]`: invert images."""
+    parser = _Parser("ph2p", add_help=False, allow_abbrev=False)
+    parser.add_argument("words", nargs="*")
+    for flags in (("-h", "--help"), ("--version",), ("-m", "--multirun")):
+        parser.add_argument(*flags, action="store_true")
+    parser.add_argument("-c", "--cfg", choices=["job"])
+    arguments = parser.parse_intermixed_args(argv)
+    if arguments.help or arguments.version or arguments.cfg:
+        print(_about(arguments), end="")
+        return 0
+    return _run(_jobs(arguments.words) if arguments.multirun else [_config(arguments.words)])
+
+
+def _config(words: list[str]) -> "Config":
+    from ph2p.config.compose import load_config
+
+    return load_config(words)
+
+
+def _jobs(words: list[str]) -> "list[Config]":
+    """The configurations of a sweep: all are checked before the first is run."""
+    from ph2p.config.sweep import jobs
+
+    made = [_config(job) for job in jobs(words)]
+    for cfg in made:
+        if cfg.trainer.get("devices") not in (1, "1"):  # each rank would run the whole sweep again
+            raise UserError(f"trainer.devices={cfg.trainer['devices']}: a sweep (-m) takes one device a run; give 1")
+    return made
+
+
+def _about(arguments: argparse.Namespace) -> str:
+    """What is printed instead of a run: the help, the version or the configuration."""
+    if arguments.version:
+        from ph2p import __version__
+
+        return f"ph2p {__version__}\n"
+    if arguments.help:
+        from ph2p.config.help import help_text
+
+        return f"{OTHERS}\n{help_text(arguments.words)}\n"
+    from omegaconf import OmegaConf
+
+    from ph2p.config.compose import compose_config
+
+    return OmegaConf.to_yaml(compose_config(arguments.words))
+
+
+def _run(jobs: "list[Config]") -> int:
+    """Run one job after another, also after one that failed; a signal to stop or Ctrl-C ends them all."""
+    from ph2p.run.engine import run
+
+    codes = []
+    for job in jobs:
+        try:
+            codes.append(run(job))
+        except UserError as error:
+            codes.append(_complain(error))
+        if codes[-1] >= 128:
+            break
+    return max(codes)
+
+
+def _report(argv: list[str]) -> int:
+    """`ph2p report DIR...`: the page and the table of results folders."""
+    parser = _Parser("ph2p report", description="Write the page of a results folder anew and show its table.")
+    parser.add_argument("folders", nargs="+", metavar="DIR", help="what a run has written, such as outputs/NAME")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="do so with another value")
+    how = parser.add_mutually_exclusive_group()
+    how.add_argument("--repaint", action="store_true", help="first render its prompts anew")
+    how.add_argument("--remeasure", action="store_true", help="first measure and render its prompts anew")
+    arguments = parser.parse_args(argv)
+    if arguments.set and not (arguments.repaint or arguments.remeasure):
+        parser.error("--set goes with --repaint or --remeasure")
+    from ph2p.report.records import read_results
+    from ph2p.report.table import summary_table, write_report
+    from ph2p.run.screen import Screen
+
+    screen = Screen()
+    for folder in map(Path, arguments.folders):
+        if not (folder / "results").is_dir():
+            raise UserError(f"{folder}: no results folder; give one that a run has written, such as outputs/NAME")
+        if arguments.repaint or arguments.remeasure:
+            from ph2p.run.remeasure import remeasure, repaint
+
+            (repaint if arguments.repaint else remeasure)(folder, arguments.set)
+        page = write_report(folder)
+        screen.show(summary_table(read_results(folder)))
+        screen.say(f"Open {page.resolve()}")
+    return 0
+
+
+def _doctor(argv: list[str]) -> int:
+    """`ph2p doctor [key=value ...]`: whether everything is there."""
+    parser = _Parser("ph2p doctor", description="Look whether everything is there that a run with these keys needs.")
+    parser.add_argument("words", nargs="*", metavar="key=value", help="as for a run, such as generator=sd15")
+    from ph2p.run.doctor import examine
+
+    return examine(parser.parse_args(argv).words)
+
+
+COMMANDS: dict[str, Callable[[list[str]], int]] = {"": _invert, "report": _report, "doctor": _doctor}
