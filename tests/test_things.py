@@ -96,3 +96,12 @@ def test_no_word_names_two_nouns() -> None:
     words = [word for names in world.NOUNS.values() for word in names]
     assert len(words) == len(set(words))
     assert all(word.isalpha() and word == word.lower() for word in words)
+
+
+def test_plural_nouns_take_no_indefinite_article() -> None:
+    rng = np.random.default_rng(2)
+    thing = Pictured("scissors", "noto", "large", (32.0, 32.0), 21.0)
+    scene = Scene((thing,), "white", (255,) * 3, place="top")
+    assert canonical_caption(scene) == "large scissors at the top on a white background"
+    texts = [random_caption(scene, rng) for _ in range(100)]
+    assert not [text for text in texts if re.search(r"\b(a|an) (\w+ )?scissors", text)]

@@ -150,20 +150,35 @@ def scene(split: str, index: int, seed: int = 0, objects: int | None = None) -> 
     sizes = list(SIZES) if number == 1 else ["small", "medium"]
     place = str(rng.choice(list(PLACES))) if number == 1 else None
     relation = str(rng.choice(list(RELATIONS))) if number == 2 else None
-    centres = [CENTRES[place]] if place else RELATED_CENTRES[relation]
     things = tuple(
         _thing(rng, shape, colour, str(rng.choice(sizes)), centre)
-        for shape, colour, centre in zip(shapes, colours, centres, strict=False)
+        for shape, colour, centre in zip(shapes, colours, centres(place, relation), strict=False)
     )
     return Scene(things, background, jitter(rng, COLOURS[background]), place, relation)
 
 
-def _thing(rng: np.random.Generator, shape: str, colour: str, size: str, centre: tuple[float, float]) -> Thing:
+def _thing(rng: np.random.Generator, shape: str, colour: str, size: str, centre: tuple[int, int]) -> Thing:
     radius = RADII[size] * rng.uniform(0.94, 1.06)
-    at = tuple(float(np.clip(c + rng.uniform(-2, 2), radius + 1, 63 - radius)) for c in centre)
+    at = near(rng, centre, radius, by=2)
     return Thing(shape, colour, size, str(rng.choice(list(FILLS))), at, radius, jitter(rng, COLOURS[colour]))
+
+
+def centres(place: str | None, relation: str | None) -> list[tuple[int, int]]:
+    """Where the objects of a scene stand: one at its place, or two in their relation."""
+    if place:
+        return [CENTRES[place]]
+    if relation:
+        return list(RELATED_CENTRES[relation])
+    raise ValueError("a scene has a place or a relation")
+
+
+def near(rng: np.random.Generator, centre: tuple[int, int], radius: float, by: float) -> tuple[float, float]:
+    """Move a centre by up to `by` pixels each way, so that an object of this radius stays in the picture."""
+    x, y = (float(np.clip(c + rng.uniform(-by, by), radius + 1, 63 - radius)) for c in centre)
+    return x, y
 
 
 def jitter(rng: np.random.Generator, colour: tuple[int, int, int]) -> tuple[int, int, int]:
     """Move a colour a little: up to 7 of 255 in each channel."""
-    return tuple(int(c) for c in np.clip(np.array(colour) + rng.integers(-7, 8, size=3), 0, 255))
+    red, green, blue = np.clip(np.array(colour) + rng.integers(-7, 8, size=3), 0, 255).tolist()
+    return red, green, blue

@@ -12,18 +12,18 @@ from dataclasses import replace
 import numpy as np
 
 from ph2p.world.scenes import (
-    CENTRES,
     COLOURS,
     FILLS,
     PLACES,
-    RELATED_CENTRES,
     RELATIONS,
     SIZES,
     SPLITS,
     Pictured,
     Scene,
     Thing,
+    centres,
     jitter,
+    near,
 )
 from ph2p.world.scenes import SHAPES as DRAWN
 from ph2p.world.sprites import HELD_OUT_STYLE, STYLES, THINGS, sprite
@@ -58,10 +58,10 @@ def scene(split: str, index: int, seed: int = 0, objects: int | None = None) -> 
     number = int(objects or (2 if rng.random() < PAIR_RATE else 1))
     place = _pick(rng, PLACES) if number == 1 else None
     relation = _pick(rng, RELATIONS) if number == 2 else None
-    centres = [CENTRES[place]] if place else RELATED_CENTRES[relation]
+    places = centres(place, relation)
     while True:
         nouns = _nouns(rng, number)
-        things = tuple(_object(rng, split, noun, number, at) for noun, at in zip(nouns, centres, strict=True))
+        things = tuple(_object(rng, split, noun, number, at) for noun, at in zip(nouns, places, strict=True))
         grounds = [colour for colour in COLOURS if all(visible(thing, colour) for thing in things)]
         if split == "train":
             grounds = [c for c in grounds if not any(held_out(noun, c) for noun in nouns)]
@@ -79,12 +79,10 @@ def _nouns(rng: np.random.Generator, number: int) -> list[str]:
             return nouns
 
 
-def _object(
-    rng: np.random.Generator, split: str, noun: str, number: int, centre: tuple[float, float]
-) -> Thing | Pictured:
+def _object(rng: np.random.Generator, split: str, noun: str, number: int, centre: tuple[int, int]) -> Thing | Pictured:
     size = _pick(rng, SIZES if number == 1 else ("small", "medium"))
     radius = RADII[size] * rng.uniform(0.96, 1.04)
-    at = tuple(float(np.clip(c + rng.uniform(-1, 1), radius + 1, 63 - radius)) for c in centre)
+    at = near(rng, centre, radius, by=1)
     if noun in SHAPES:
         colour = _pick(rng, COLOURS)
         return Thing(noun, colour, size, _pick(rng, FILLS), at, radius, jitter(rng, COLOURS[colour]))

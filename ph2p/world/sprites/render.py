@@ -65,8 +65,8 @@ def draw(document: str) -> Image.Image:
     seen = image.getchannel("A").point(lambda alpha: 255 * (alpha > 8)).getbbox()
     image = image.crop(seen).convert("RGBa")  # premultiplied: transparent pixels lend no colour to their neighbours
     scale = SIDE / max(image.size)
-    size = tuple(max(1, round(side * scale)) for side in image.size)
-    image = image.resize(size, Image.Resampling.LANCZOS).convert("RGBA")
+    width, height = (max(1, round(side * scale)) for side in image.size)
+    image = image.resize((width, height), Image.Resampling.LANCZOS).convert("RGBA")
     sprite = Image.new("RGBA", (SIDE, SIDE))
     sprite.paste(image, ((SIDE - image.width) // 2, (SIDE - image.height) // 2))
     return sprite
