@@ -1,5 +1,6 @@
 """The recipe of the embedded model: its stages resume, and what it writes is an ordinary diffusers folder."""
 
+import copy
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from ph2p.tiny import pretrain
 from ph2p.tiny.recipe import bars
 from ph2p.tiny.recipe.image_tower import ClipImageStage, siblings
 from ph2p.tiny.recipe.judge import HEADS, NOUNS, Judge, JudgeStage, disturbed, load_judge, save_judge, truths
+from ph2p.tiny.recipe.muon import Muon, orthogonal, split_parameters
 from ph2p.tiny.recipe.scenes import load_scenes, to_unit
 from ph2p.tiny.recipe.stage import STAGES, fit, whole
 from ph2p.tiny.recipe.vae import VaeStage, make_vae, patch_code, principal_components
@@ -188,6 +190,39 @@ def test_a_changed_scene_differs_in_one_word(attribute: str) -> None:
         one, other = (canonical_caption(s).replace(" an ", " a ").removeprefix("an ").split() for s in (scene, changed))
         one, other = [w for w in one if w not in ("a", "an")], [w for w in other if w not in ("a", "an")]
         assert sum(a != b for a, b in zip(one, other, strict=True)) == 1
+
+
+def test_the_orthogonal_matrix_keeps_directions_and_evens_out_their_lengths() -> None:
+    generator = torch.Generator().manual_seed(0)
+    for rows, columns in ((20, 50), (50, 20)):
+        matrix = torch.randn(rows, columns, generator=generator)
+        values = torch.linalg.svdvals(orthogonal(matrix))
+        assert values.min() > 0.6 and values.max() < 1.3
+        u, _, v = torch.linalg.svd(matrix, full_matrices=False)
+        assert torch.nn.functional.cosine_similarity(orthogonal(matrix).flatten(), (u @ v).flatten(), dim=0) > 0.95
+
+
+def test_muon_fits_a_net_and_goes_on_from_its_state() -> None:
+    def training(net: torch.nn.Module, optimizer: Muon, steps: int) -> float:
+        for _ in range(steps):
+            loss = (net(inputs) - targets).square().mean()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        return float(loss.detach())
+
+    torch.manual_seed(0)
+    inputs = torch.randn(64, 8)
+    targets = inputs @ torch.randn(8, 4)
+    net = torch.nn.Sequential(torch.nn.Linear(8, 32), torch.nn.Tanh(), torch.nn.Linear(32, 4))
+    optimizer = Muon(split_parameters(net), 3e-3, 0.01)
+    assert [len(group["params"]) for group in optimizer.param_groups] == [2, 2]
+    first = training(net, optimizer, 20)
+    again, other = copy.deepcopy(net), copy.deepcopy(optimizer.state_dict())
+    resumed = Muon(split_parameters(again), 3e-3, 0.01)
+    resumed.load_state_dict(other)
+    assert training(net, optimizer, 200) == training(again, resumed, 200) < 0.7 * first
+    assert all(torch.equal(a, b) for a, b in zip(net.parameters(), again.parameters(), strict=True))
 
 
 @pytest.mark.slow

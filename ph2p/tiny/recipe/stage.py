@@ -17,7 +17,7 @@ STAGES = ("tokenizer", "vae", "clip", "judge", "unet", "clip_image", "report")
 
 
 class Stage(L.LightningModule):
-    """One stage of the recipe: a loss on a batch that depends on (seed, step) alone, AdamW, one schedule.
+    """One stage of the recipe: a loss on a batch that depends on (seed, step) alone, one schedule.
 
     The rate rises over 200 steps, stays, and falls to nothing over the last fifth: until then a run of more steps is
     the same run, and its averaged weights can be measured at any time. Because a batch is a function of the step, a
@@ -47,15 +47,17 @@ class Stage(L.LightningModule):
         self.log("loss", loss, prog_bar=True)
         return loss
 
-    def configure_optimizers(self):
-        parameters = self.trained().parameters()
-        optimizer = torch.optim.AdamW(
-            parameters,
+    def optimizer(self) -> torch.optim.Optimizer:
+        return torch.optim.AdamW(
+            self.trained().parameters(),
             lr=self.lr,
             weight_decay=self.weight_decay,
             betas=(0.9, 0.98),
             fused=self.trainer.precision == "32-true",  # Lightning clips no gradients of a fused one under autocast
         )
+
+    def configure_optimizers(self):
+        optimizer = self.optimizer()
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, self.rate)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
@@ -82,7 +84,7 @@ class StepLog(L.Callback):
             )
 
 
-def fit(stage: Stage, work: Path, accelerator: str, precision: str = "bf16-mixed", save_every: int = 200) -> None:
+def fit(stage: Stage, work: Path, accelerator: str, precision: str = "bf16-mixed", save_every: int = 100) -> None:
     """Train a stage to its last step, from its own last checkpoint if there is one."""
     last = work / stage.name / "last.ckpt"
     trainer = L.Trainer(
@@ -103,7 +105,7 @@ def fit(stage: Stage, work: Path, accelerator: str, precision: str = "bf16-mixed
     )
     steps = DataLoader(torch.arange(stage.steps), batch_size=1)  # the step itself is the batch's only key
     trainer.fit(stage, steps, ckpt_path=str(last) if last.exists() else None)
-    trainer.save_checkpoint(last)  # so that a finished stage is not continued from its last multiple of 200
+    trainer.save_checkpoint(last)  # so that a finished stage is not continued from its last multiple of 100
 
 
 @contextmanager

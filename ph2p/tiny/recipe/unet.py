@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from transformers import CLIPTextModel, CLIPTokenizer
 
+from ph2p.tiny.recipe.muon import Muon, split_parameters
 from ph2p.tiny.recipe.scenes import IMAGE_SIZE, to_unit
 from ph2p.tiny.recipe.stage import Stage, whole
 from ph2p.tiny.recipe.tokenizer import load_tokenizer, tokenize
@@ -47,6 +48,9 @@ class UNetStage(Stage):
         self.scheduler = make_scheduler()
         self.model = nn.ModuleDict({"unet": make_unet(), "text_encoder": text_encoder.train().requires_grad_(True)})
         self.average = AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(0.999))
+
+    def optimizer(self) -> Muon:
+        return Muon(split_parameters(self.model), self.lr, self.weight_decay)
 
     def loss(self, rng: np.random.Generator, generator: torch.Generator) -> Tensor:
         rows = rng.integers(len(self.scenes), size=self.batch_size)
