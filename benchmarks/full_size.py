@@ -19,8 +19,8 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 
 from ph2p.inversion.draws import make_draws
 from ph2p.inversion.objectives import denoising_loss
-from ph2p.models.generators import FAMILIES, Generator
-from ph2p.models.pretrained import import_pipeline
+from ph2p.models.generators import Generator
+from ph2p.models.generators.families import family_of
 
 WORDS = ("red", "dog", "sky", "car", "sun", "sea", "cat", "hat")  # one prompt of eight tokens
 TOKENS, LENGTH = 49408, 77  # of CLIP's vocabulary and context
@@ -94,8 +94,9 @@ def make_generator(model: str, image_size: int, dtype: torch.dtype, device: str)
         vae = diffusers.AutoencoderKL(**VAE, sample_size=image_size, scaling_factor=0.18215)
     scheduler = diffusers.DDIMScheduler(**SCHEDULE)
     name = "StableDiffusionXLPipeline" if model == "sdxl" else "StableDiffusionPipeline"
-    pipeline = import_pipeline(name)(**parts, unet=unet, vae=vae, scheduler=scheduler)
-    return FAMILIES[name](pipeline, words={}, image_size=image_size).place(device)
+    pipeline = getattr(diffusers, name)(**parts, unet=unet, vae=vae, scheduler=scheduler)
+    family = family_of(model, {"_class_name": name})
+    return family(pipeline, words={}, image_size=(image_size, image_size)).place(device)
 
 
 def closure(generator: Generator, latents: torch.Tensor, samples: int) -> float:

@@ -25,6 +25,7 @@ from ph2p.inversion.selection import Candidate, Pool, Rule, make_rule, shortlist
 from ph2p.inversion.session import Session, stoppable
 from ph2p.inversion.starts import starting_tokens
 from ph2p.inversion.steps import InversionData
+from ph2p.models.counter import Spent
 from ph2p.models.generators import Generator
 from ph2p.models.scorer import Scorer
 
@@ -98,7 +99,10 @@ class Inverter:
             session.fit(module, data, epochs, [projection, history, meter])
         else:
             history.record_start(module)
-        batch.spend(meter.total())
+        judged = judge.samples if judge else []
+        batch.spend(meter.total() - Spent(sum(judged)))
+        for row, samples in enumerate(judged):
+            batch.spend(Spent(samples), row // method.restarts)
         first = torch.arange(len(batch.ids)) * method.restarts  # of each image's rows
         prompts = module.prompt.detach()[first].to(self.generator.device)
         return history.pool(len(batch.ids), self.generator.device), prompts, history.curves(first)
@@ -135,6 +139,7 @@ class Inverter:
         rows, rounds, state = batch.rows(search.starts), plan(method).rounds, session.search_state()
         if state:
             meter.load_state_dict(state)
+            meter.before -= Spent(len(rows) * search.draws)  # `greedy_swaps` scores its starts again
         starts = known.lowest(search.starts)
         found, losses = greedy_swaps(
             self.generator,

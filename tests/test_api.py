@@ -145,6 +145,7 @@ def test_paths_and_devices_as_keywords():
         *("generator=folder", "generator.path=owner/model", "scorer=folder", "scorer.path='/models/a b'")
     ]
     assert as_overrides(device=torch.device("cuda", 1)) == ["trainer.accelerator=cuda", "trainer.devices=[1]"]
+    assert as_overrides(device="cpu:0", fit="pad") == ["trainer.accelerator=cpu", "data.fit=pad"]
     assert as_overrides(search=None, snap=True) == ["method.search=null", "method.snap=true"]
 
 

@@ -56,6 +56,8 @@ def test_a_configuration_is_made_of_dataclasses_that_check_themselves():
     assert replace(cfg, seed=4).seed == 4
     with pytest.raises(UserError, match=r"^method\.draws=0: give a whole number of at least 1$"):
         replace(cfg.method, draws=0)
+    with pytest.raises(UserError, match=r"^seed=1: give a list of words"):
+        load_config("seed=1")
     with pytest.raises(UserError, match=r"^seed=-1: "):
         replace(cfg, seed=-1)
 
@@ -384,6 +386,7 @@ def test_the_runs_of_a_sweep_have_names_that_say_what_is_swept():
     assert names("seed=0,1", "name=s${seed}") == ["s0", "s1"]
     assert names("seed=0,1", "name=mine") == ["mine-seed=0", "mine-seed=1"]
     assert names("name=a,b") == ["a", "b"]
+    assert names("generator=folder", "generator.path=a/b,a_b", "name=x") == ["x-generator.path=0", "x-generator.path=1"]
     paths = ["generator=folder", "generator.path=/a/b,/a c/d", "method.budget=900"]
     assert names(*paths) == ["examples-ph2p_plus-generator.path=_a_b", "examples-ph2p_plus-generator.path=_a_c_d"]
     values = [load_config(job) for job in jobs(["data=folder", "data.path='x,y',z (1,2)", "seed=1"])]
@@ -392,7 +395,12 @@ def test_the_runs_of_a_sweep_have_names_that_say_what_is_swept():
 
 @pytest.mark.parametrize(
     ("words", "key"),
-    [("metod=ph2p,pez", "did you mean method?"), ("method=ph2p,nope", "method=nope"), ("seed=choice(", "seed=choice(")],
+    [
+        ("metod=ph2p,pez", "did you mean method?"),
+        ("method=ph2p,nope", "method=nope"),
+        ("seed=choice()", "seed=choice()"),
+        ("seed=0,[", "seed=0,["),
+    ],
 )
 def test_a_wrong_key_ends_a_sweep_before_its_first_run(words, key):
     with pytest.raises(UserError) as caught:

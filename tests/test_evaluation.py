@@ -197,6 +197,7 @@ def test_a_record_holds_every_metric_of_the_table(result):
     assert record["gap_closed"] == pytest.approx(0.8) and record["regret"] == pytest.approx(0.2)
     assert record["samples"] == 2000 and record["word_recall"] is None and record["warnings"] == []
     assert record["status"] == "ok" and "renderings" not in record
+    assert type(record["evaluation_samples"]) is type(record["peak_memory"]) is int
     result.loss = 0.3  # nothing is remembered from before
     assert result.metrics["gap_closed"] == result.gap_closed == pytest.approx(1) and result.regret == 0
 

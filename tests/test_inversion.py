@@ -48,7 +48,7 @@ def assert_same(ours, theirs) -> None:
 def test_an_image_alone_in_a_batch_and_in_another_order(inverter_of, targets, method):
     inverter = inverter_of(*method, "method.restarts=2")
     batch = inverter(targets)
-    assert len({result.prompt for result in batch}) > 1  # or the comparison would prove nothing
+    assert len({str(outcome(result)) for result in batch}) == 3  # or the comparison would prove nothing
     assert all(len(set(result.loss_curve)) > 1 for result in batch)
     turned = inverter(targets[::-1])[::-1]
     for target, ours, theirs in zip(targets, batch, turned, strict=True):
@@ -130,11 +130,15 @@ def test_a_candidate_without_a_finite_loss_never_wins(generator, targets):
     ids = torch.stack([generator.vocabulary.random(4, torch.Generator().manual_seed(k)) for k in range(3)])[None]
     clean = candidate_losses(generator, latents, ids, draws)
     for poison in (torch.nan, torch.inf, -torch.inf):
-        hook = generator.denoiser.register_forward_hook(
-            lambda module, args, output, poison=poison: output.sample[2:4].fill_(poison) and None
-        )
-        losses = candidate_losses(generator, latents, ids, draws)
-        hook.remove()
+
+        def overflows(module, args, output, value=poison) -> None:
+            output.sample[2:4] = value
+
+        hook = generator.denoiser.register_forward_hook(overflows)
+        try:
+            losses = candidate_losses(generator, latents, ids, draws)
+        finally:
+            hook.remove()
         assert losses[0].tolist() == [pytest.approx(float(clean[0, 0])), torch.inf, pytest.approx(float(clean[0, 2]))]
         assert losses.min(1).values == losses[0, [0, 2]].min()
     known = torch.tensor([[torch.inf, 0.5, torch.nan, -torch.inf, 0.4, torch.nan]])

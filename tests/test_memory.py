@@ -143,7 +143,9 @@ def test_the_model_computes_in_its_precision_and_the_prompt_in_float32(
     assert spy.prompt == {torch.float32}
     assert spy.denoiser == {torch.float32 if precision == "32-true" else torch.bfloat16}  # in every phase
     weights = {value.dtype for value in inverter.generator.pipeline.unet.parameters()}
-    assert weights == {torch.bfloat16 if precision == "bf16-true" else torch.float32}
+    half, whole = torch.bfloat16, torch.float32
+    assert weights == {"32-true": {whole}, "bf16-mixed": {half, whole}, "bf16-true": {half}}[precision]
+    assert {value.dtype for value in inverter.generator.pipeline.vae.parameters()} == {whole}
     assert result.peak_memory > 100  # MiB: Python and torch alone take more
 
 

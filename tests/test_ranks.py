@@ -21,6 +21,7 @@ from ph2p.errors import UserError
 from ph2p.report.records import read_results
 from ph2p.run.ranks import Ranks, pass_on, trainer_options
 from ph2p.run.shares import batches, belongs
+from ph2p.run.stopping import requeue
 
 TRAIN = Path(__file__).resolve().parents[1] / "train.py"
 
@@ -354,3 +355,18 @@ def test_what_started_ranks_say_is_passed_on_once(capfd):
     files = [io.BytesIO(text) for text in (b"error: x\n", b"error: y\n", b"error: y\n")]
     pass_on(files, "error: x")  # which the first rank says itself
     assert capfd.readouterr().err == "error: y\n"
+
+
+def test_a_job_is_requeued_once_by_the_first_rank_that_slurm_listens_to(tmp_path, monkeypatch):
+    program, calls, mark = tmp_path / "scontrol", tmp_path / "calls", tmp_path / "checkpoints" / "part-requeued"
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.delenv("SLURM_JOB_ID", raising=False)
+    assert requeue(mark) is None
+    for name, value in (("JOB_ID", "9"), ("ARRAY_JOB_ID", "7"), ("ARRAY_TASK_ID", "1"), ("RESTART_COUNT", "2")):
+        monkeypatch.setenv(f"SLURM_{name}", value)
+    for code, answers in ((1, [False, False]), (0, [True, True])):
+        program.write_text(f'#!/bin/sh\necho "$@" >> {calls}\nexit {code}\n')
+        program.chmod(0o755)
+        assert [requeue(mark), requeue(mark)] == answers
+    assert calls.read_text().splitlines() == ["requeue 7_1"] * 3
+    assert [path.name for path in mark.parent.iterdir()] == ["part-requeued-7_1-2"]

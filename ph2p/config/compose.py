@@ -67,6 +67,8 @@ def grammar_of(words: Sequence[str]) -> Grammar:
 
 def _grammar_of(words: Sequence[str]) -> tuple[Grammar, DictConfig]:
     """And the configuration of those options."""
+    if isinstance(words, str):
+        raise UserError(f"{words}: give a list of words, [{words!r}]")
     groups = options(config_dir())
     chosen = group_words(words, groups)
     try:

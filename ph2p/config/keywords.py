@@ -36,7 +36,8 @@ def as_overrides(**options: Any) -> list[str]:
 def _words(key: str, value: Any) -> Iterator[str]:
     if key == "device":
         kind, _, index = str(value).partition(":")
-        yield from (f"trainer.accelerator={kind}", *([f"trainer.devices=[{index}]"] if index else []))
+        numbered = [f"trainer.devices=[{index}]"] if index and kind != "cpu" else []
+        yield from (f"trainer.accelerator={kind}", *numbered)
     elif isinstance(value, Path) or (key in ("generator", "scorer") and "/" in str(value)):
         yield from (f"{key}=folder", f"{key}.path={_text(value)}")
     elif key == "fit":

@@ -24,12 +24,16 @@ def jobs(words: Sequence[str]) -> list[list[str]]:
         if not grammar.chooses(text):
             grammar.read(text)
     several = {k: some for k, word in enumerate(split) if len(some := _alternatives(word, grammar)) > 1}
+    labels = {k: _labels(some) for k, some in several.items()}
     made = []
-    for chosen in product(*several.values()):
-        values = dict(zip(several, chosen, strict=True))
-        one = [Word(word.sign, word.key, values.get(k, word.value)) for k, word in enumerate(split)]
+    for picked in product(*(range(len(some)) for some in several.values())):
+        places = dict(zip(several, picked, strict=True))
+        one = [
+            Word(word.sign, word.key, several[k][places[k]] if k in places else word.value)
+            for k, word in enumerate(split)
+        ]
         group_words(list(map(str, one)), grammar.groups)  # a wrong option stops the sweep before its first run
-        made.append(_named(one, [one[k] for k in several], grammar.values["name"]))
+        made.append(_named(one, {one[k].key: labels[k][at] for k, at in places.items()}, grammar.values["name"]))
     return made
 
 
@@ -39,19 +43,24 @@ def _alternatives(word: Word, grammar: Grammar) -> list[str]:
         return []
     if grammar.is_text(word) and not SWEEPS.fullmatch(word.value):
         return list(_cut(word.value))
+    return _expanded(word)
+
+
+def _expanded(word: Word) -> list[str]:
+    """The values that a word gives by Hydra's grammar, `range(3)` among them."""
     try:
         override = parse(f"{word.key}={word.value}")
-        return list(override.sweep_string_iterator()) if override.is_sweep_override() else [word.value]
+        return list(override.sweep_string_iterator()) if override.is_sweep_override() else [word.value or ""]
     except HydraException as error:
         raise UserError(f"{word}: cannot be read as the values of a sweep; give {word.key}=a,b") from error
 
 
 def _first(word: Word) -> Word:
     """A word with the first of its values, for what is the same with all of them."""
-    value = word.value
-    if value is not None and SWEEPS.fullmatch(value):
-        value = next(iter(parse(f"{word.key}={value}").sweep_string_iterator()), value)
-    return Word(word.sign, word.key, None if value is None else next(_cut(value)))
+    if word.value is None:
+        return word
+    some = _expanded(word) if SWEEPS.fullmatch(word.value) else list(_cut(word.value))
+    return Word(word.sign, word.key, some[0] if some else "")
 
 
 def _cut(text: str) -> Iterator[str]:
@@ -72,14 +81,20 @@ def _cut(text: str) -> Iterator[str]:
     yield text[start:]
 
 
-def _named(words: list[Word], swept: list[Word], usual: str) -> list[str]:
+def _labels(values: list[str]) -> list[str]:
+    """What a folder's name says of each value: its end in letters that suit, or a number where two are alike."""
+    labels = [re.sub(r"[^A-Za-z0-9._+-]+", "_", value)[-40:] for value in values]
+    return labels if len(set(labels)) == len(values) else [str(number) for number in range(len(values))]
+
+
+def _named(words: list[Word], swept: dict[str, str], usual: str) -> list[str]:
     """The words of a run, with a name that says what was swept; `usual` is the name where no word gives one."""
     given = [word.value for word in words if word.key == "name" and word.value]
     name = given[-1].strip("'\"") if given else usual
-    told = [word for word in swept if word.key not in ("name", "output") and not _says(name, word.key)]
+    told = {key: label for key, label in swept.items() if key not in ("name", "output") and not _says(name, key)}
     if not told:
         return list(map(str, words))
-    name += "".join(f"-{word.key}={re.sub(r'[^A-Za-z0-9._+-]+', '_', word.value or '')}" for word in told)
+    name += "".join(f"-{key}={label}" for key, label in told.items())
     return [*(str(word) for word in words if word.key != "name"), f"name={name}"]
 
 

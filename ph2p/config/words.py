@@ -2,7 +2,7 @@
 
 Hydra reads values by a grammar of its own, in which a path with a comma, a bracket or a space is no text, and takes a
 key that is misspelt for a new one where a `+` stands before it. So the words are looked at first: what is wrong with
-a key is said with what may have been meant, and the values of keys that hold text are quoted.
+a key is said with what may have been meant, and the value of a key that holds text is never read by that grammar.
 """
 
 import difflib

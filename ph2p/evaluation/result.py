@@ -86,7 +86,8 @@ BESIDE = ("loss_curve", "search_curve", "candidates", "target", "renderings", "c
 def as_record(result: InversionResult) -> dict[str, Any]:
     """The result as one line of `results/part-*.jsonl`: everything but tensors, curves, candidates and true words."""
     known = {f.name: getattr(result, f.name) for f in fields(result) if f.name not in BESIDE}
-    return {"status": "ok", "error": None} | known | result.metrics | {"warnings": result.warnings}
+    derived = {key: value for key, value in result.metrics.items() if key not in known}
+    return {"status": "ok", "error": None} | known | derived | {"warnings": result.warnings}
 
 
 def as_candidates(result: InversionResult) -> dict[str, Any]:

@@ -145,6 +145,7 @@ def candidate_losses(generator: Generator, latents: Tensor, candidates: Tensor, 
             losses[rows] += weight * denoising_loss(generator, latents[image[rows]], conditioning, some)
         return losses
 
+    generator.prepare(token_ids)
     # A whole row's draws at once where they fit into no chunk, as long as memory lasts.
     most = max(DENOISER_ROWS, draws.timesteps.shape[1])
     return finite_or_infinite(generator.microbatch.run("forward", most, evaluate)).view(batch, number)

@@ -52,10 +52,19 @@ class Session:
         """Train for so many epochs on the module's device."""
         device = module.prompt.device
         devices = 1 if device.index is None else [device.index]
-        trainer = L.Trainer(
-            accelerator=device.type, devices=devices, max_epochs=epochs, callbacks=list(callbacks), **PLAIN
-        )
+        every = [*callbacks, EpochProgress(self)]
+        trainer = L.Trainer(accelerator=device.type, devices=devices, max_epochs=epochs, callbacks=every, **PLAIN)
         trainer.fit(module, data)
+
+
+class EpochProgress(L.Callback):
+    """Report each finished epoch to a session."""
+
+    def __init__(self, session: Session) -> None:
+        self.session = session
+
+    def on_train_epoch_end(self, trainer: L.Trainer, module: PromptInversion) -> None:
+        self.session.report("optimising", trainer.current_epoch + 1, trainer.max_epochs)
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ph2p.inversion.module import PromptInversion
 from ph2p.inversion.projection import DelayedProjection
-from ph2p.inversion.session import PLAIN, Session
+from ph2p.inversion.session import PLAIN, EpochProgress, Session
 from ph2p.inversion.steps import InversionData
 from ph2p.run import stopping
 from ph2p.run.checkpoint import BatchCheckpoint
@@ -127,13 +127,3 @@ class SaveProgress(L.Callback):
     def _save(self, trainer: L.Trainer) -> None:
         self.saved = self.checkpoint.about["seconds"] = self.seconds()
         trainer.save_checkpoint(self.checkpoint.path)
-
-
-class EpochProgress(L.Callback):
-    """Report each finished epoch to a session."""
-
-    def __init__(self, session: Session) -> None:
-        self.session = session
-
-    def on_train_epoch_end(self, trainer: L.Trainer, module: PromptInversion) -> None:
-        self.session.report("optimising", trainer.current_epoch + 1, trainer.max_epochs)
