@@ -5,11 +5,13 @@
 
 PYTHON ?= python3
 ARGS ?=
+SIZE ?= smoke
+EXPERIMENT ?=
 VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test compare lint format clean
+.PHONY: help venv demo test compare evidence lint format clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -34,6 +36,9 @@ test: lint ## Check the code and run all tests
 
 compare: venv ## Compare the methods at equal cost, in one table
 	$(BIN)/python benchmarks/compare.py $(ARGS)
+
+evidence: venv ## Answer the paper's questions: SIZE=smoke, small or full, EXPERIMENT=main for one alone
+	$(BIN)/python benchmarks/evidence.py --size $(SIZE) $(if $(EXPERIMENT),--experiment $(EXPERIMENT)) $(ARGS)
 
 lint: venv ## Check style, format, types, which room imports from which, and sizes
 	$(BIN)/ruff check .

@@ -1,11 +1,13 @@
 from .api import ImageLike as ImageLike
 from .api import invert as invert
 from .api import load_inverter as load_inverter
+from .api import score as score
 from .config.compose import load_config as load_config
 from .data import Target as Target
 from .data import TargetError as TargetError
 from .errors import UserError as UserError
 from .evaluation.result import InversionResult as InversionResult
+from .evaluation.score import TextScore as TextScore
 from .inversion.lbfgs import BatchedLBFGS as BatchedLBFGS
 from .inversion.module import PromptInversion as PromptInversion
 from .inversion.projection import DelayedProjection as DelayedProjection

@@ -19,6 +19,7 @@ from ph2p.data import Target, TargetError
 from ph2p.data.images import complaint, convert, read_image
 from ph2p.errors import UserError
 from ph2p.evaluation.result import InversionResult
+from ph2p.evaluation.score import TextScore, score_texts
 from ph2p.files import printable
 from ph2p.inversion.session import Session
 from ph2p.inverter import Inverter
@@ -67,9 +68,7 @@ def invert(
     some: list[ImageLike] = [images] if single else list(images)  # type: ignore[list-item, arg-type]
     for picture in some:
         _check(picture, single)
-    if inverter and (overrides or options):
-        given = [*overrides, *options]
-        raise UserError(f"{given[0]}: an inverter keeps the keys that it was loaded with; give them to load_inverter")
+    _check_keys(inverter, overrides, options)
     if not some:
         return []
     with _quiet():
@@ -80,6 +79,33 @@ def invert(
     if isinstance(found[0], TargetError):
         raise found[0]
     return found[0]
+
+
+def score(
+    image: ImageLike,
+    texts: str | Sequence[str],
+    overrides: Sequence[str] = (),
+    *,
+    inverter: Inverter | None = None,
+    **options: Any,
+) -> list[TextScore]:
+    """What texts are worth for a picture, typed by hand or found: `score("star.png", ["a red star", "a star"])`.
+
+    Model and measurement are set as in `invert`. Raises UserError for a wrong key, no text or a thing that is no
+    picture, and TargetError for a picture that cannot be read.
+    """
+    texts = [texts] if isinstance(texts, str) else list(texts)
+    if not texts:
+        raise UserError("texts: give at least one")
+    _check(image, single=True)
+    _check_keys(inverter, overrides, options)
+    with _quiet():
+        inverter = inverter or load_inverter(overrides, **options)
+        target = _target(image, 0, inverter)
+        if isinstance(target, TargetError):
+            raise target
+        how, seed = inverter.cfg.evaluation, inverter.cfg.seed
+        return score_texts(inverter.generator, inverter.scorer, target, texts, how, seed)
 
 
 def load_inverter(overrides: Sequence[str] | Config = (), **options: Any) -> Inverter:
@@ -130,6 +156,13 @@ def _invert(pictures: Sequence[ImageLike], inverter: Inverter, progress: bool) -
             found = iter(inverter(good, _Follow(bar, task)) if good else [])
             yield from (next(found) if isinstance(target, Target) else target for target in batch)
             bar.advance(task, len(batch))
+
+
+def _check_keys(inverter: Inverter | None, overrides: Sequence[str], options: dict[str, Any]) -> None:
+    """Refuse keys that would have no effect."""
+    if inverter and (overrides or options):
+        given = [*overrides, *options]
+        raise UserError(f"{given[0]}: an inverter keeps the keys that it was loaded with; give them to load_inverter")
 
 
 def _check(picture: object, single: bool) -> None:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 OTHERS = """\
 ph2p report DIR...   the page and table of results folders anew; --repaint, --remeasure: their renderings, their values
+ph2p score IMAGE TEXT...   what texts are worth for a picture, such as a found prompt and a sentence of your own
 ph2p doctor [keys]   versions, devices, whether model and scorer are there, what the missing extras would bring
 ph2p [keys]          inverts images, as python train.py does:
 """
@@ -160,6 +161,23 @@ def _report(argv: list[str]) -> int:
     return 0
 
 
+def _score(argv: list[str]) -> int:
+    """`ph2p score IMAGE TEXT...`: any text's loss for a picture."""
+    parser = _Parser("ph2p score", description="Measure what texts are worth for a picture, on the same draws.")
+    parser.add_argument("image", metavar="IMAGE")
+    parser.add_argument("texts", nargs="+", metavar="TEXT", help='such as "a red square on a blue background"')
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="as for a run")
+    arguments = parser.parse_args(argv)
+    from ph2p.api import score
+    from ph2p.evaluation.score import as_lines
+    from ph2p.run.screen import Screen
+
+    screen = Screen()
+    for line in as_lines(score(arguments.image, arguments.texts, arguments.set)):
+        screen.say(line)
+    return 0
+
+
 def _doctor(argv: list[str]) -> int:
     """`ph2p doctor [key=value ...]`: whether everything is there."""
     parser = _Parser("ph2p doctor", description="Look whether everything is there that a run with these keys needs.")
@@ -169,4 +187,9 @@ def _doctor(argv: list[str]) -> int:
     return examine(parser.parse_args(argv).words)
 
 
-COMMANDS: dict[str, Callable[[list[str]], int]] = {"": _invert, "report": _report, "doctor": _doctor}
+COMMANDS: dict[str, Callable[[list[str]], int]] = {
+    "": _invert,
+    "report": _report,
+    "score": _score,
+    "doctor": _doctor,
+}

@@ -18,9 +18,9 @@ from ph2p.inversion.history import CandidateHistory
 from ph2p.inversion.judge import Judge
 from ph2p.inversion.meter import Meter
 from ph2p.inversion.module import PromptInversion
-from ph2p.inversion.objectives import Objective, candidate_losses, make_objective
+from ph2p.inversion.objectives import Objective, make_objective
 from ph2p.inversion.projection import DelayedProjection
-from ph2p.inversion.search import greedy_swaps
+from ph2p.inversion.search import Search
 from ph2p.inversion.selection import Candidate, Pool, Rule, make_rule, shortlist, validate_candidates
 from ph2p.inversion.session import Session, stoppable
 from ph2p.inversion.starts import starting_tokens
@@ -78,9 +78,10 @@ class Inverter:
 
         Restarts are rows of their own (`key`, `key#1`, ...), R of them in a row for each image.
         """
-        method, vocabulary, meter = self.cfg.method, self.generator.vocabulary, Meter(self.generator.counter)
+        method, meter = self.cfg.method, Meter(self.generator.counter)
+        vocabulary = self.generator.vocabulary.projecting(method.projection)
         keys = [f"{key}#{r}" if r else key for key in batch.keys for r in range(method.restarts)]
-        start = starting_tokens(vocabulary, method, self.cfg.seed, keys)  # (B R, M)
+        start = starting_tokens(vocabulary, self.scorer, method, self.cfg.seed, keys, batch.features)  # (B R, M)
         judge = self._judge(batch) if method.judge_draws else None
         objective = self._objective()
         module = PromptInversion(
@@ -128,34 +129,22 @@ class Inverter:
     # --- search --------------------------------------------------------------------------------------------------
 
     def search(self, batch: Batch, pool: Pool, session: Session) -> Pool:
-        """Refine the best candidates by token swaps; returns those and what was found, on the search's draws."""
-        method, search, meter = self.cfg.method, self.cfg.method.search, Meter(self.generator.counter)
-        assert search is not None
-        draws = batch.draws(self.cfg.seed, "search", search.draws, method.timesteps)
-        known = pool.best(method.selection.shortlist)
-        known = Pool(
-            known.token_ids, candidate_losses(self.generator, batch.latents, known.token_ids, draws), known.epochs
-        )
-        rows, rounds, state = batch.rows(search.starts), plan(method).rounds, session.search_state()
+        """Refine the best candidates so far, word by word; returns those and what was found."""
+        method, meter = self.cfg.method, Meter(self.generator.counter)
+        assert method.search is not None
+        known, rounds, state = pool.best(method.search.starts), plan(method).rounds, session.search_state()
         if state:
             meter.load_state_dict(state)
-            meter.before -= Spent(len(rows) * search.draws)  # `greedy_swaps` scores its starts again
-        starts = known.lowest(search.starts)
-        found, losses = greedy_swaps(
-            self.generator,
-            batch.latents[rows],
-            starts.token_ids.flatten(0, 1),
-            draws[rows],
-            rounds,
-            search.swaps,
-            lambda done: session.report("searching", round(done * rounds), rounds),
-            lambda progress: session.save_search(progress | meter.state_dict()),
-            state,
-        )
+
+        def save(progress: dict[str, Tensor]) -> None:
+            session.report("searching", progress["losses"].shape[1] - 1, rounds)
+            session.save_search(progress | meter.state_dict())
+
+        search = Search(self.generator, batch.latents, batch.keys, method, self.cfg.seed)
+        found, losses = search(known.token_ids, rounds, save, state)
         batch.spend(meter.total())
-        losses = losses.view(len(batch.ids), -1, rounds + 1)  # (B, S, 1 + rounds)
-        batch.search_curves = losses.amin(1).tolist()
-        return known.extended(found.view(len(batch.ids), -1, found.shape[2]), losses, int(pool.epochs[0, -1]))
+        batch.search_curves = losses.tolist()
+        return known.extended(found, losses, int(pool.epochs[0, -1]))
 
     # --- selection -----------------------------------------------------------------------------------------------
 
@@ -189,7 +178,7 @@ class Inverter:
         some = shortlist(self.generator.vocabulary, *visited, self.cfg.method.selection.shortlist)
         if not some:
             raise TargetError(f"{batch.ids[row]}: no candidate reads back as its tokens: give another seed")
-        scored = validate_candidates(self.generator, batch.latents[one], some, draws[one])
+        scored = validate_candidates(self.generator, batch.latents[one], some, draws[one], self.cfg.method.word_price)
         if not scored:
             raise TargetError(
                 f"{batch.ids[row]}: its loss is not finite whatever the prompt: "

@@ -33,7 +33,8 @@ QUICK = [
 ]
 SMALL = [
     *(*QUICK, "method.budget=130", "method.judge_draws=1", "method.optimizer.max_eval=4"),
-    *("method.search.draws=1", "method.search.share=0.4", "method.search.swaps=6"),
+    *("method.search.draws=1", "method.search.share=0.5", "method.search.race=[[7,1]]", "method.search.max_length=4"),
+    *("method.search.starts=4",),
 ]
 
 

@@ -9,9 +9,10 @@ import pytest
 import torch
 from PIL import Image
 
-from ph2p import TargetError, UserError, invert, load_config, load_inverter
+from ph2p import TargetError, UserError, invert, load_config, load_inverter, score
 from ph2p.api import as_pillow
 from ph2p.config.keywords import as_overrides
+from ph2p.evaluation.score import as_lines
 
 SMALL = ["method=random", "method.budget=200", "method.restarts=4", "method.prompt_length=4"]
 
@@ -84,6 +85,22 @@ def test_one_broken_picture_loses_no_other(inverter, file, tmp_path, alone):
     assert all(isinstance(error, TargetError) and "\n" not in str(error) for error in (first, missing, outside, late))
     with pytest.raises(TargetError, match=r"cut\.png"):
         invert(cut, inverter=inverter)
+
+
+def test_any_text_can_be_scored_beside_a_found_prompt(inverter, file, alone):
+    texts = [alone.prompt, "red dog above", ""]
+    found, typed, empty = score(file, texts, inverter=inverter)
+    assert [s.text for s in (found, typed, empty)] == texts
+    assert found.loss == pytest.approx(alone.loss, rel=1e-5)  # on the draws that the run measured with
+    assert found.loss_empty == typed.loss_empty == pytest.approx(alone.loss_empty, rel=1e-5)
+    assert empty.loss == empty.loss_empty and empty.gap_closed == 0
+    assert typed.gap_closed == pytest.approx(1 - typed.loss / typed.loss_empty)
+    (one,) = score(file, "red dog above", inverter=inverter)
+    assert one == typed
+    none, first, *_, last = as_lines([found, typed, empty])
+    assert none.endswith("no words") and alone.prompt in first and "no better than no words" in last
+    with pytest.raises(UserError, match="texts: give at least one"):
+        score(file, [], inverter=inverter)
 
 
 @pytest.mark.parametrize(

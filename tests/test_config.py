@@ -37,7 +37,7 @@ def options(group: str) -> list[str]:
 
 def test_every_group_is_looked_into():
     groups = {path.name for path in config_dir().iterdir() if path.is_dir()}
-    assert groups == {"data", "generator", "method", "scorer", "trainer", "logger", "debug"}
+    assert groups == {"data", "generator", "method", "scorer", "trainer", "logger", "debug", "experiment"}
     assert "ph2p_plus" in options("method") and "embedded" in options("generator")
 
 
@@ -255,7 +255,12 @@ WRONG = [  # the command line's words, and what the line must name
     ("method=pez method.smoothing=1", "method.smoothing=1.0"),
     ("method.smoothing=-1", "method.smoothing=-1.0: give 0, or a number above it"),
     ("method.search.share=1.5", "method.search.share=1.5"),
-    ("method.search.swaps=0", "method.search.swaps=0"),
+    ("method.search.starts=0", "method.search.starts=0"),
+    ("method.search.race=[[0,1]]", "method.search.race=[[0, 1]]: give [[candidates, draws], ...]"),
+    ("method.search.race=[[9,1],[3]]", "method.search.race=[[9, 1], [3]]: give"),
+    ("method.search.draws=5", "method.search.draws=5: give at most 4, the last stage's"),
+    ("method.search.min_length=30", "method.search.min_length=30: give at most 20"),
+    ("method.word_price=1", "method.word_price=1.0: give a number in [0, 1)"),
     ("batch_size=0", "batch_size=0"),
     ("batch_size=null", "batch_size=null: give a whole number"),
     ("data.batch_size=2", "data.batch_size=2: give batch_size=2"),
@@ -445,7 +450,7 @@ def test_the_help_says_what_every_key_means():
         assert len(keys) > 60
     text = help_text(["seed=3"])
     assert re.search(r"^  seed: 3 +# of all draws", text, re.MULTILINE)
-    assert re.search(r"^      share: 0\.5 +# of the budget", text, re.MULTILINE)
+    assert re.search(r"^      share: 0\.7 +# of the budget", text, re.MULTILINE)
     assert all(field.name in text for part in (Config, MethodConfig) for field in fields(part))
 
 
@@ -459,10 +464,12 @@ def spent(method: MethodConfig) -> int:
     total = 2 * evaluations * method.draws * method.restarts
     total += method.judge_draws * method.restarts * (1 + bought.epochs * len(method.projection_scales))
     if search:
-        total += search.draws * (choice.shortlist + search.starts)
-        total += bought.rounds * search.starts * search.draws * (1 + 1 + search.swaps)
+        total += sum(draws * (1 + min(most, search.starts)) for most, draws in search.race)  # the starts, and no words
+        first = search.race[0][0]
+        race = sum(draws * min(most, first) for most, draws in search.race)
+        total += bought.rounds * (2 * search.draws + race)
     renderings = 2 * choice.finalists * choice.steps if choice.rule == "renderings" else 0
-    return total + choice.shortlist * choice.draws + renderings
+    return total + (choice.shortlist + (method.word_price > 0)) * choice.draws + renderings
 
 
 def drawn_methods(option: str) -> Iterator[MethodConfig]:
@@ -471,7 +478,7 @@ def drawn_methods(option: str) -> Iterator[MethodConfig]:
     ranges = {"budget": (500, 9000), "draws": (1, 9), "steps": (1, 4), "restarts": (1, 4)}
     ranges |= {"judge_draws": (1, 9)} if method.judge_draws else {}
     chosen = {"shortlist": (1, 20), "draws": (1, 20), "finalists": (1, 5)}
-    searched = {"starts": (1, 4), "swaps": (1, 50), "draws": (1, 16)}
+    searched = {"starts": (1, 20), "draws": (1, 4)}
 
     def drawn(some: dict[str, tuple[int, int]]) -> dict[str, int]:
         return {key: int(random.integers(low, high)) for key, (low, high) in some.items()}

@@ -12,10 +12,11 @@ import torch
 
 from ph2p.errors import UserError
 from ph2p.evaluation.intervals import confidence_interval
-from ph2p.evaluation.measurement import Measurement
-from ph2p.evaluation.metrics import TABLE, Metric, gap_closed, regret, word_recall
+from ph2p.evaluation.measurement import Measurement, diversity_of
+from ph2p.evaluation.metrics import TABLE, Metric, gap_closed, regret, samples_to
 from ph2p.evaluation.result import InversionResult, as_candidates, as_record, pictures
 from ph2p.evaluation.texts import text_losses
+from ph2p.evaluation.wording import fillers, repeats, whole_words, word_f1, word_precision, word_recall
 from ph2p.files import as_json
 from ph2p.inversion.batch import Batch
 from ph2p.inversion.draws import make_draws
@@ -133,6 +134,69 @@ def test_regret(loss, expected):
 )
 def test_word_recall_knows_synonyms_and_whole_words(prompt, expected):
     assert word_recall(prompt, [{"red", "crimson"}, {"square", "box"}]) == expected
+
+
+ATTRIBUTES = [{"large", "big"}, {"red", "crimson"}, {"square", "box"}, {"left"}]
+
+
+@pytest.mark.parametrize(
+    ("prompt", "right", "wrong", "found"),
+    [
+        ("a large red square to the left of it", 4, 0, 4),  # what only joins others counts neither way
+        ("big crimson box", 3, 0, 3),
+        ("red red dog", 2, 1, 1),  # an attribute is found once, its words are right twice
+        ("RED, dog. Square!", 2, 1, 2),
+        ("dog cat", 0, 2, 0),
+        ("reds 7 squared", 0, 2, 0),
+    ],
+)
+def test_word_precision_and_f1_are_those_of_counts(prompt, right, wrong, found):
+    precision, recall = right / (right + wrong), found / 4
+    assert word_precision(prompt, ATTRIBUTES) == pytest.approx(precision)
+    assert word_recall(prompt, ATTRIBUTES) == pytest.approx(recall)
+    expected = 0 if not found else 2 / (1 / precision + 1 / recall)
+    assert word_f1(prompt, ATTRIBUTES) == pytest.approx(expected)
+
+
+def test_a_prompt_without_words_has_no_precision():
+    assert np.isnan([word_precision("the ,", ATTRIBUTES), whole_words(" "), repeats("7"), fillers("")]).all()
+    assert word_f1("", ATTRIBUTES) == 0
+
+
+def test_a_joining_word_that_is_true_counts():
+    assert word_precision("on dog", [{"on"}]) == 0.5 and word_precision("in dog", [{"on"}]) == 0
+
+
+@pytest.mark.parametrize(
+    ("prompt", "expected"),
+    [
+        ("a large Red square", 1),
+        ("rock'n cat-like ROCK, dog.", 1),
+        ("zz qwrtp bcdfghi reD x7 #cat", 0),
+        ("猫 dog", 1),
+        ("cat </w> jpg dog", 0.5),
+        ("we go", 1),
+        ("dg go", 0.5),
+    ],
+)
+def test_whole_words_look_like_those_of_a_dictionary(prompt, expected):
+    assert whole_words(prompt) == pytest.approx(expected)
+
+
+def test_repeats_and_fillers_are_parts_of_the_words():
+    assert repeats("red dog Red, red") == 0.5 and repeats("red dog") == 0
+    assert fillers("a dog on the mat") == pytest.approx(3 / 5)
+
+
+def test_samples_to_a_regret_are_where_it_stays_below():
+    random = np.random.default_rng(5)
+    for _ in range(200):
+        values = random.normal(0.1, 0.2, 8)
+        curve = [(int(100 * k), float(value)) for k, value in enumerate(values)]
+        after = [100 * k for k in range(8) if all(values[k:] <= 0.1)]
+        assert samples_to(0.1, curve) == (min(after) if after else None)
+        assert samples_to(0.1, curve[::-1]) == samples_to(0.1, curve)
+    assert samples_to(0, []) is None and samples_to(0, [(5, float("nan"))]) is None
 
 
 def test_confidence_interval_of_a_normal_mean():
@@ -291,6 +355,22 @@ def test_a_measurement_is_the_same_again_and_alone(measured):
             if name not in ("peak_memory",):
                 assert other.metrics[name] == (value if value is None else pytest.approx(value, rel=1e-6)), name
     assert first.loss != second.loss and torch.allclose(first.renderings, alone.renderings, atol=1e-5)
+
+
+def test_likeness_and_diversity_are_those_of_the_scorers_features(measured):
+    scorer, target = measured.inverter.scorer, measured.targets[0]
+    measured.inverter.cfg = replace(
+        measured.inverter.cfg, evaluation=replace(measured.inverter.cfg.evaluation, renders=3)
+    )
+    (result,) = measured("red dog")
+    painted = [scorer.image_features(picture[None])[0].double() for picture in result.renderings]
+    pairs = [(0, 1), (0, 2), (1, 2)]
+    alike = [float(painted[a] @ painted[b] / painted[a].norm() / painted[b].norm()) for a, b in pairs]
+    assert result.diversity == pytest.approx(1 - sum(alike) / 3, abs=1e-6) and result.diversity > 1e-5
+    text, picture = scorer.text_features(["red dog"])[0], scorer.image_features(target.image[None])[0]
+    assert result.clip_text == pytest.approx(float(text @ picture), abs=1e-6)
+    assert {"clip_text", "diversity", "word_f1", "whole_words"} <= as_record(result).keys()
+    assert diversity_of(torch.ones(1, 4)) is None
 
 
 def test_no_words_close_no_gap(measured):

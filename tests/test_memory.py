@@ -22,7 +22,7 @@ WORDS = [
     "method.draws=3",
     "method.search.draws=3",
 ]
-WORDS += ["method.search.swaps=5", "evaluation.draws=5", "generator.steps=2", "data.path=x"]
+WORDS += ["method.search.race=[[5,1],[2,2],[2,3]]", "evaluation.draws=5", "generator.steps=2", "data.path=x"]
 
 
 # --- rows at once -------------------------------------------------------------------------------------------------

@@ -28,7 +28,7 @@ SMALL = [
         "method.draws=1",
         "method.optimizer.max_eval=6",
     ),
-    *("method.search.share=0.75", "method.search.draws=1", "method.search.swaps=6", "method.selection.steps=2"),
+    *("method.search.share=0.75", "method.search.draws=1", "method.search.race=[[8,1]]", "method.selection.steps=2"),
 ]
 GOOD = ["Übung 星.png", "[red] x.png", "alpha.png", "cmyk.jpg", "deep.png", "moving.gif", "palette.png", "plain.png"]
 BAD = {"broken.png": "not a picture", "cut.png": "damaged or cut off", "empty.png": "0 bytes"}

@@ -5,7 +5,7 @@ import re
 import numpy as np
 import pytest
 
-from ph2p.evaluation.metrics import word_recall
+from ph2p.evaluation.wording import word_recall
 from ph2p.world import scenes as world
 from ph2p.world.captions import attribute_words, canonical_caption, random_caption
 from ph2p.world.drawing import object_mask, render

@@ -29,16 +29,25 @@ def plan(method: schema.MethodConfig) -> Plan:
     if method.optimizer is not None:
         evaluations = method.steps * method.optimizer.get("max_eval", 1)
         epoch_cost = 2 * method.draws * method.restarts * evaluations + judged * len(method.projection_scales)
-    selection = choice.shortlist * choice.draws + judged
+    selection = (choice.shortlist + (method.word_price > 0)) * choice.draws + judged
     selection += 2 * choice.finalists * choice.steps if choice.rule == "renderings" else 0
     rest, enough, rounds = method.budget - selection, selection + epoch_cost, 0
     if search:
-        start = choice.shortlist * search.draws + search.starts * search.draws
-        round_cost = search.starts * search.draws * (2 + search.swaps)
-        rounds = max(0, int((rest * search.share - start) // round_cost))
-        rest -= start + rounds * round_cost
+        start = race_cost(search, search.starts) + sum(draws for _, draws in search.race)
+        rounds = max(0, int((rest * search.share - start) // round_cost(search)))
+        rest -= start + rounds * round_cost(search)
         # A larger budget buys more rounds too; with this much an epoch is left whether there are any or not.
         enough = selection + max(start + epoch_cost, math.ceil(epoch_cost / (1 - search.share)))
     if rest < epoch_cost:
         raise UserError(f"method.budget={method.budget}: too small for this method; give {enough} samples or more")
     return Plan(rest // epoch_cost if epoch_cost else 0, rounds)
+
+
+def race_cost(search: schema.SearchConfig, candidates: int) -> int:
+    """Forward samples of a race of so many candidates."""
+    return sum(min(most, candidates) * draws for most, draws in search.race)
+
+
+def round_cost(search: schema.SearchConfig) -> int:
+    """Samples of a round at most: a gradient, forward and backward, and a race."""
+    return 2 * search.draws + race_cost(search, search.race[0][0])

@@ -11,19 +11,32 @@ from typing import Any
 from ph2p.config import checks
 from ph2p.errors import UserError
 
+MOVES = {"delete": 8, "insert": 8, "borrow": 4, "exchange": 2, "shift": 2, "double": 2, "random": 2, "swap": 64}
+
 
 @dataclass
 class SearchConfig:
-    """Token swaps after the optimisation (`search.greedy_swaps`)."""
+    """Discrete search after the optimisation (`inversion.search`)."""
 
     share: float = 0.5  # of the budget that the selection leaves, in (0, 1)
-    draws: int = 8  # N of the search's own fixed draws
-    swaps: int = 32  # evaluated exactly in each round
-    starts: int = 1  # best candidates that the search begins with, each a row of its own
+    starts: int = 12  # best candidates so far that the search races for its beginning
+    draws: int = 4  # N of the gradient that proposes, at most those of the last stage of the race
+    race: list[list[int]] = field(default_factory=lambda: [[64, 1], [16, 3], [4, 4]])  # [candidates, draws] of stages
+    moves: dict[str, int] = field(
+        default_factory=lambda: dict(MOVES)
+    )  # proposals of each a round, as long as room lasts
+    min_length: int = 1  # of a prompt, tokens
+    max_length: int = 20  # of a prompt, tokens
 
     def __post_init__(self) -> None:
         checks.require(0 < self.share < 1, "method.search.share", self.share, "give a number in (0, 1)")
-        checks.require_whole(self, "method.search.", ("draws", "swaps", "starts"))
+        checks.require_whole(self, "method.search.", ("starts", "draws", "min_length", "max_length"))
+        fits = bool(self.race) and all(len(stage) == 2 and min(stage) >= 1 for stage in self.race)
+        checks.require(fits, "method.search.race", self.race, "give [[candidates, draws], ...], whole numbers above 0")
+        last = self.race[-1][1]
+        checks.require(self.draws <= last, "method.search.draws", self.draws, f"give at most {last}, the last stage's")
+        fits = self.min_length <= self.max_length
+        checks.require(fits, "method.search.min_length", self.min_length, f"give at most {self.max_length}")
 
 
 @dataclass
@@ -48,8 +61,9 @@ class MethodConfig:
 
     name: str  # as results and the default folder are labelled
     budget: int  # denoiser samples an image, forward plus backward, everything but the final evaluation
-    prompt_length: int = 12  # M, in [1, context length - 2]; more than words to find; ignored when `init` is a text
-    init: str = "random"  # random: tokens drawn from the allowed vocabulary; otherwise the words to start from
+    prompt_length: int = 12  # M, in [1, context length - 2]; more than words to find; a text has its own, unless padded
+    init: str = "random"  # random: allowed tokens; retrieval: words that CLIP finds; otherwise the words to start from
+    pad_init: bool = False  # of the words of `init` take those that are one token, and random ones up to prompt_length
     objective: str = "denoising"  # or clip: one minus the CLIP similarity of prompt and picture
     timesteps: list[int] = field(default_factory=lambda: [500, 1000])  # t in [t_min, t_max)
     draws: int = 4  # N, drawn anew for every step of the optimiser
@@ -60,15 +74,21 @@ class MethodConfig:
     restarts: int = 1  # prompts an image, each from its own start, as extra rows of the batch
     microbatch: Any = "auto"  # denoiser rows at once; auto: all, and half as many whenever memory runs out
     snap: bool = True  # the next epoch starts from the projected embeddings
+    word_price: float = 0.0  # what a token must bring to stay, as a part of all that a prompt gains over no words
     straight_through: bool = False  # project at every evaluation, gradient to the continuous prompt
+    projection: str = "euclid"  # the nearest token by Euclidean distance; cosine: by the angle alone
     optimizer: dict[str, Any] | None = None  # constructor call of a torch optimiser (_target_); null: keep the start
-    search: SearchConfig | None = None  # token swaps after the optimisation; null: none
+    search: SearchConfig | None = None  # discrete search after the optimisation; null: none
     selection: SelectionConfig = field(default_factory=SelectionConfig)  # how the winner is chosen
 
     def __post_init__(self) -> None:
         checks.require_whole(self, "method.", ("budget", "prompt_length", "draws", "steps", "restarts"))
         checks.require_window("method.timesteps", self.timesteps)
+        checks.require(0 <= self.word_price < 1, "method.word_price", self.word_price, "give a number in [0, 1)")
         rows = self.microbatch
+        text = self.init not in ("random", "retrieval")
+        checks.require(text or not self.pad_init, "method.pad_init", self.pad_init, "it needs words in method.init")
+        checks.require_choice("method.projection", self.projection, ("euclid", "cosine"))
         fits = rows == "auto" or checks.is_whole(rows, 1)
         checks.require(fits, "method.microbatch", rows, "give auto or a whole number of at least 1")
         evaluations = (self.optimizer or {}).get("max_eval", 1)

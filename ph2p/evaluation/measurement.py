@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cosine_similarity
+from torch.nn.functional import cosine_similarity, normalize
 
 from ph2p.config.schema import Config
 from ph2p.evaluation.result import InversionResult
@@ -18,6 +18,16 @@ from ph2p.models.generators import Generator
 from ph2p.models.microbatch import peak_memory
 from ph2p.models.painting import guidance_options, paint
 from ph2p.models.scorer import Scorer
+
+
+def diversity_of(features: Tensor) -> float | None:
+    """One minus the mean cosine similarity of each two of R renderings' features (R, E); None of one alone."""
+    count = len(features)
+    if count < 2:
+        return None
+    unit = normalize(features.double(), dim=-1)
+    alike = unit @ unit.T
+    return 1 - float(alike.sum() - alike.trace()) / (count * (count - 1))
 
 
 @dataclass
@@ -72,8 +82,9 @@ class Measurement:
         texts = [winner.text for winner in winners]
         losses = text_losses(self.generator, batch.latents, texts, draws)
         empty = text_losses(self.generator, batch.latents, [""] * len(texts), draws)
-        renderings, similarity = self._render(texts, batch.features)
+        renderings, similarity, diversity = self._render(texts, batch.features)
         spent = (self.generator.counter.forward - before) // len(texts)  # each image costs the same
+        alike = cosine_similarity(self.scorer.text_features(texts), batch.features, dim=-1).tolist()
         return [
             InversionResult(
                 image_id=target.image_id,
@@ -85,6 +96,8 @@ class Measurement:
                 loss=losses[row],
                 loss_empty=empty[row],
                 clip_similarity=similarity[row],
+                clip_text=alike[row],
+                diversity=diversity[row],
                 forward_samples=batch.forward[row],
                 backward_samples=batch.backward[row],
                 evaluation_samples=spent,
@@ -100,8 +113,9 @@ class Measurement:
             for row, target in enumerate(batch.targets)
         ]
 
-    def _render(self, texts: list[str], features: Tensor) -> tuple[Tensor, list[float]]:
-        """Renderings (B, R, 3, H, W) of each text and their mean CLIP similarities (B) to `features` (B, E)."""
+    def _render(self, texts: list[str], features: Tensor) -> tuple[Tensor, list[float], list[float | None]]:
+        """Renderings (B, R, 3, H, W) of each text, their mean CLIP similarities (B) to `features` (B, E) and, of
+        each text, their diversity (B)."""
         count = self.cfg.evaluation.renders
         seeds = [self.cfg.seed + 1000 + k for k in range(count)]  # not the seed that the finalists were rendered with
         repeated = [text for text in texts for _ in seeds]
@@ -109,7 +123,8 @@ class Measurement:
         pictures = paint(self.generator, repeated, seeds * len(texts), self.cfg.generator.steps, options)
         found = self.scorer.image_features(pictures).view(len(texts), count, -1)  # (B, R, E)
         similarity = cosine_similarity(found, features[:, None], dim=-1).mean(1)
-        return pictures.view(len(texts), count, *pictures.shape[1:]).cpu(), similarity.tolist()
+        shape = (len(texts), count, *pictures.shape[1:])
+        return pictures.view(shape).cpu(), similarity.tolist(), [diversity_of(some) for some in found]
 
     def _compare_with_captions(self, batch: Batch, results: list[InversionResult], draws: Draws) -> None:
         """Fill in the values that need a true caption, for the images that have one."""
@@ -124,7 +139,7 @@ class Measurement:
         rows, captions = torch.tensor(list(read), device=batch.latents.device), list(read.values())
         before = self.generator.counter.forward
         losses = text_losses(self.generator, batch.latents[rows], captions, draws[rows])
-        renderings, similarity = self._render(captions, batch.features[rows])
+        renderings, similarity, _ = self._render(captions, batch.features[rows])
         spent = (self.generator.counter.forward - before) // len(captions)
         for k, row in enumerate(read):
             result, target = results[row], batch.targets[row]

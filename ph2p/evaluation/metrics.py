@@ -7,12 +7,13 @@ the table. Nothing here imports torch, so that a results folder can be shown at 
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from operator import attrgetter
 from typing import Literal, Protocol
 
 from ph2p.evaluation.formatting import Show, count, decimal, duration, finite, loss, percent, signed
+from ph2p.evaluation.wording import fillers, repeats, whole_words, word_f1, word_precision, word_recall, words_of
 
 Place = Literal["card", "column", "total", "benchmark"]  # a picture's card, the terminal, the page's head, compare.py
 REPEATED = 3  # so often in one prompt, a word is worth a warning
@@ -29,6 +30,9 @@ class Measured(Protocol):
     references: list[str]
     clip_similarity: float
     clip_similarity_caption: float | None
+    clip_text: float | None
+    diversity: float | None
+    regret_curve: list[tuple[int, float]]
     forward_samples: int
     backward_samples: int
 
@@ -58,10 +62,19 @@ def gap_closed(loss: float, loss_empty: float, loss_caption: float | None = None
     return (loss_empty - loss) / whole if whole > 0 else math.nan
 
 
-def word_recall(prompt: str, words: Sequence[Collection[str]]) -> float:
-    """Part of the ground-truth attributes, each a set of synonyms, that the prompt names: in [0, 1]."""
-    said = set(re.findall(r"[^\W\d_]+", prompt.lower()))
-    return sum(bool(said & set(synonyms)) for synonyms in words) / len(words)
+def samples_to(goal: float, curve: Sequence[tuple[int, float]]) -> float | None:
+    """Denoiser samples after which a method's best prompt so far had at most this regret; None if it never had.
+
+    `curve` lists (samples, regret of the best prompt so far). A prompt is the best by the draws the method looks at, so
+    its regret on others may rise again: what counts is from where on it stays at or below the goal.
+    """
+    reached = None
+    for samples, value in sorted(curve):
+        if not value <= goal:
+            reached = None
+        elif reached is None:
+            reached = float(samples)
+    return reached
 
 
 def rouge(prompt: str, references: Sequence[str]) -> tuple[float, float]:
@@ -145,12 +158,23 @@ TABLE = (
     Metric("word_recall", "words found", "", "higher", lambda r: word_recall(r.prompt, r.words) if r.words else None,
            percent, "Part of the picture’s true attributes that the prompt names; synonyms count.",  # noqa: RUF001
            ("card", "total", "benchmark")),
+    Metric("word_precision", "words right", "", "higher",
+           lambda r: word_precision(r.prompt, r.words) if r.words else None, percent,
+           "Part of the prompt’s words that name a true attribute; articles and the like count neither way.",  # noqa: RUF001
+           ("card",)),
+    Metric("word_f1", "words F1", "F measure", "higher", lambda r: word_f1(r.prompt, r.words) if r.words else None,
+           decimal, "Harmonic mean of words found and words right.", ("benchmark",)),
     Metric("clip_similarity", "CLIP", "cosine", "higher", _known("clip_similarity"), decimal,
            "Cosine between the CLIP features of the target and of the renderings of the prompt, mean over renderings.",
            ("card", "column", "total"), beside=(("caption", "clip_similarity_caption"),)),
     Metric("clip_ratio", "CLIP over caption's", "", "higher",
            lambda r: clip_ratio(r.clip_similarity, r.clip_similarity_caption), decimal,
            "CLIP similarity over that of the true caption’s renderings.", ("benchmark",)),  # noqa: RUF001
+    Metric("clip_text", "CLIP to the words", "cosine", "higher", _known("clip_text"), decimal,
+           "Cosine between the CLIP features of the target and of the prompt itself; it says little about renderings.",
+           ("card",)),
+    Metric("diversity", "diversity", "1 − cosine", "", _known("diversity"), decimal,  # noqa: RUF001
+           "One minus the mean CLIP similarity of each two renderings: how much the prompt leaves open.", ("card",)),
     Metric("reference_similarity", "CLIP text", "cosine", "higher", _known("reference_similarity"), decimal,
            "Cosine between the CLIP text features of the prompt and of the nearest thing that people wrote.",
            ("card", "column", "total")),
@@ -160,6 +184,20 @@ TABLE = (
     Metric("reference_rouge_l", "ROUGE-L", "F measure", "higher",
            lambda r: rouge(r.prompt, r.references)[1] if r.references else None, decimal,
            "The same, words in the same order.", ("card",)),
+    Metric("prompt_words", "length", "words", "", lambda r: float(len(r.prompt.split())), count,
+           "Words of the prompt.", ("card",)),
+    Metric("whole_words", "whole words", "", "higher", lambda r: whole_words(r.prompt), percent,
+           "Part of the prompt’s words that look like those of a dictionary.", ("card",)),  # noqa: RUF001
+    Metric("repeats", "repeats", "", "lower", lambda r: repeats(r.prompt), percent,
+           "Part of the prompt’s words that it has said before.", ()),  # noqa: RUF001
+    Metric("fillers", "fillers", "", "lower", lambda r: fillers(r.prompt), percent,
+           "Part of the prompt’s words that only join others, as articles do.", ()),  # noqa: RUF001
+    Metric("samples_to_tenth", "samples to regret 0.1", "denoiser samples", "lower",
+           lambda r: samples_to(0.1, r.regret_curve), count,
+           "After so many samples the best prompt so far was within a tenth of the true caption.", (), "median"),
+    Metric("samples_to_zero", "samples to regret 0", "denoiser samples", "lower",
+           lambda r: samples_to(0.0, r.regret_curve), count,
+           "After so many samples the best prompt so far was as good as the true caption.", (), "median"),
     Metric("samples", "samples", "denoiser samples", "lower", lambda r: r.forward_samples + r.backward_samples, count,
            "Noisy latents that went through the denoiser to find the prompt, forward and backward.",
            ("card", "column", "total", "benchmark"), "sum", (("backward", "backward_samples"),)),
@@ -194,7 +232,7 @@ def warnings_of(result: Measured) -> list[str]:
     gap = gap_closed(result.loss, result.loss_empty, result.loss_caption)
     if not gap > 0:
         warnings.append(f"no better than no words: loss {result.loss:.4f}, of an empty prompt {result.loss_empty:.4f}")
-    words = re.findall(r"[^\W\d_]+", result.prompt.lower())
+    words = words_of(result.prompt)
     if not any(len(word) > 2 or not word.isascii() for word in words):
         warnings.append("holds no real word")
     repeated = [f"“{word}” {times} times" for word, times in Counter(words).items() if times >= REPEATED]

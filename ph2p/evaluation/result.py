@@ -37,6 +37,9 @@ class InversionResult:
     words: tuple[frozenset[str], ...] = ()  # a set of accepted synonyms for each true attribute
     loss_caption: float | None = None
     clip_similarity_caption: float | None = None  # as `clip_similarity`, of the caption's renderings
+    clip_text: float | None = None  # CLIP features of target and prompt, in [-1, 1]
+    diversity: float | None = None  # 1 - mean CLIP similarity of two of the renderings; None of one alone
+    regret_curve: list[tuple[int, float]] = field(default_factory=list)  # (samples, regret so far), if it was followed
     references: list[str] = field(default_factory=list)  # what people wrote about the picture
     loss_reference: float | None = None  # the lowest of the references' losses
     reference_similarity: float | None = None  # CLIP text features, prompt and nearest reference, in [-1, 1]

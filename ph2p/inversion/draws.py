@@ -29,6 +29,11 @@ class Draws:
     def to(self, device: torch.device | str) -> "Draws":
         return self._each(lambda part: part.to(device))
 
+    @staticmethod
+    def joined(parts: "Sequence[Draws]") -> "Draws":
+        """The draws of all `parts`, which have no shifts, one after another along N."""
+        return Draws(torch.cat([part.timesteps for part in parts], 1), torch.cat([part.noise for part in parts], 1))
+
     def _each(self, change: Callable[[Tensor], Tensor]) -> "Draws":
         shifts = None if self.shifts is None else change(self.shifts)
         return Draws(change(self.timesteps), change(self.noise), shifts)
@@ -55,7 +60,7 @@ def make_draws(
         raise UserError(f"timesteps=[{t_min}, {t_max}]: give 0 <= first < last")
     if count < 1:
         raise UserError(f"draws={count}: at least one draw is needed")
-    generators = [_generator(seed, key, purpose) for key in keys]
+    generators = [random_generator(seed, key, purpose) for key in keys]
     uniform = torch.stack([torch.rand(count, generator=g, dtype=torch.float64) for g in generators])  # (B, N)
     noise = torch.stack([torch.randn(count, *latent_shape, generator=g) for g in generators])
     shifts = None
@@ -66,7 +71,8 @@ def make_draws(
     return Draws(drawn.floor().long().clamp(t_min, t_max - 1), noise, shifts)
 
 
-def _generator(seed: int, key: str, purpose: tuple[str | int, ...]) -> torch.Generator:
+def random_generator(seed: int, key: str, purpose: tuple[str | int, ...]) -> torch.Generator:
+    """A generator on the CPU that is a function of seed, an image's key and a purpose alone."""
     # Python's own hash() differs from process to process; sha256 of an unambiguous text does not.
     text = json.dumps([int(seed), key, *purpose])
     digest = hashlib.sha256(text.encode()).digest()

@@ -1,104 +1,151 @@
-"""Discrete search over tokens: swaps ranked by the gradient and evaluated exactly on the denoising loss.
+"""Discrete search over prompts of any length: moves that the gradient proposes, raced on the exact denoising loss.
 
 The gradient at a hard prompt says, to first order, what a swap of the token in place i for token v changes:
-g_i . (E_v - E_i) (HotFlip, arXiv 1712.06751; GCG, arXiv 2307.15043). The first order is a poor guide over the
-distance between two tokens, so it only picks what is then evaluated with the true loss.
+g_i . (E_v - E_i) (HotFlip, arXiv 1712.06751; GCG, arXiv 2307.15043). The first order is a poor guide over the distance
+between two tokens, so it only proposes what is then raced with the true loss (`moves.py`, `racing.py`). Every round
+draws its noise anew and scores again the prompt that it began with, so that luck with one draw is forgotten.
+
+A token has a price: it comes in, or stays, only where it pays `word_price` of all that the prompt gains over no words.
+So a prompt is as long as its picture needs.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from ph2p.inversion.draws import Draws
-from ph2p.inversion.objectives import candidate_losses, losses_and_gradients
+from ph2p.config.schema import MethodConfig, SearchConfig
+from ph2p.errors import UserError
+from ph2p.inversion.draws import Draws, make_draws, random_generator
+from ph2p.inversion.moves import MOVES, Position
+from ph2p.inversion.objectives import finite_or_infinite, losses_and_gradients
+from ph2p.inversion.prompts import ABSENT, lengths, padded, present, prompt_losses, stacked
+from ph2p.inversion.racing import Stage, race
 from ph2p.models.generators import Generator
-from ph2p.models.vocabulary import Vocabulary
+
+State = dict[str, Tensor]
 
 
 @dataclass
 class Progress:
     """Where a search stands after some of its rounds: with it the rest goes on as if it had never stopped."""
 
-    prompts: Tensor  # (B, 1 + rounds, M), the start first
-    losses: Tensor  # (B, 1 + rounds)
-    tried: Tensor  # (B, M, A) bool, swaps that were tried from the last prompt
+    starts: Tensor  # (B, S, L) padded, what the search began with
+    prompts: Tensor  # (B, 1 + rounds, L) padded, the winner of the starts first
+    losses: Tensor  # (B, 1 + rounds), each on the draws of its round
+    gain: Tensor  # (B,), how much lower the loss is than without words
 
-    def state(self) -> dict[str, Tensor]:
-        """A few KB: of `tried`, of which hardly any is true, the places."""
-        return {"prompts": self.prompts, "losses": self.losses, "tried": self.tried.nonzero().int()}
+    def state(self) -> State:
+        return dict(vars(self))
 
-    def restore(self, state: dict[str, Tensor]) -> None:
-        """Take over what `state` gave, on this search's device."""
-        device = self.prompts.device
-        self.prompts, self.losses = state["prompts"].to(device), state["losses"].to(device)
-        self.tried.zero_()[tuple(state["tried"].long().T.to(device))] = True
+    def add(self, prompts: Tensor, losses: Tensor) -> None:
+        """Append a round's winners (B, L) with their losses (B,)."""
+        self.prompts = torch.cat([self.prompts, prompts[:, None]], 1)
+        self.losses = torch.cat([self.losses, losses[:, None]], 1)
 
 
-def greedy_swaps(
-    generator: Generator,
-    latents: Tensor,
-    token_ids: Tensor,
-    draws: Draws,
-    rounds: int,
-    swaps: int,
-    report: Callable[[float], None] = lambda share: None,
-    save: Callable[[dict[str, Tensor]], None] = lambda state: None,
-    state: dict[str, Tensor] | None = None,
-) -> tuple[Tensor, Tensor]:
-    """Improve hard prompts by the best of `swaps` single-token swaps a round; rows are independent.
+class Search:
+    """The search of an image batch; image b is a problem of its own.
 
-    `latents` (B, C, h, w), `token_ids` (B, M), `draws` of B x N stay fixed, so the loss only falls. A round
-    costs N forward and N backward samples for the gradient and `swaps` N forward samples. A swap that was
-    tried from the same prompt is not tried again, so a row at a local minimum moves on down its ranking.
-    Returns the prompts of all rounds (B, 1 + rounds, M) and their losses (B, 1 + rounds), the start first.
-    `save` gets the state at the start and after each round; a later call continues from it, given the same other
-    arguments.
+    `latents` (B, C, h, w) of images whose draws are keyed by `keys` and `seed`. Raises UserError for a move that does
+    not exist.
     """
-    allowed = len(generator.vocabulary.allowed_ids)
-    tried = torch.zeros(*token_ids.shape, allowed, dtype=torch.bool, device=token_ids.device)
-    progress = Progress(token_ids[:, None], candidate_losses(generator, latents, token_ids[:, None], draws), tried)
-    if state:
-        progress.restore(state)
-    else:
-        save(progress.state())
-    for done in range(progress.losses.shape[1], rounds + 1):
-        _swap(generator, latents, draws, swaps, progress)
-        save(progress.state())
-        report(done / rounds)
-    return progress.prompts, progress.losses
+
+    def __init__(
+        self, generator: Generator, latents: Tensor, keys: Sequence[str], method: MethodConfig, seed: int
+    ) -> None:
+        assert method.search is not None
+        self.generator, self.latents, self.keys, self.seed = generator, latents, list(keys), seed
+        self.options: SearchConfig = method.search
+        self.timesteps, self.word_price = (method.timesteps[0], method.timesteps[1]), method.word_price
+        self.stages = [Stage(*stage) for stage in self.options.race]
+        for name in set(self.options.moves) - set(MOVES):
+            raise UserError(f"method.search.moves.{name}: no such move; choose among {', '.join(MOVES)}")
+
+    def __call__(
+        self,
+        starts: Tensor,
+        rounds: int,
+        save: Callable[[State], None] = lambda state: None,
+        state: State | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Improve the best of padded prompts (B, S, L): those after all rounds (B, 1 + rounds, L), their losses.
+
+        `save` gets the state at the beginning and after each round; a later call goes on from it, given the same other
+        arguments. A round costs what `config.budget.round_cost` says.
+        """
+        progress = Progress(**{k: v.to(starts.device) for k, v in state.items()}) if state else self._begin(starts)
+        if not state:
+            save(progress.state())
+        for number in range(progress.losses.shape[1], rounds + 1):
+            self._round(progress, number)
+            save(progress.state())
+        return progress.prompts, progress.losses
+
+    def _begin(self, starts: Tensor) -> Progress:
+        """Race the starts; what they gain over no words is measured on the same draws."""
+        starts = padded(starts, self.options.max_length)
+        draws, free = self.draws(0), torch.zeros_like(self.latents[:, 0, 0, 0])
+        outcome = race(self.generator, self.latents, starts, draws, self.stages, free)
+        empty = prompt_losses(self.generator, self.latents, torch.full_like(starts[:, :1], ABSENT), draws)[:, 0]
+        best = starts[torch.arange(len(starts)), outcome.winner]
+        gain = torch.where((empty - outcome.loss).isfinite(), empty - outcome.loss, 0)
+        return Progress(starts, best[:, None], outcome.loss[:, None], gain)
+
+    def _round(self, progress: Progress, number: int) -> None:
+        """Propose, race, and keep the winner, which may be the prompt that the round began with."""
+        draws = self.draws(number)
+        candidates = self.propose(progress, draws[:, -self.options.draws :], number)  # (B, K, L)
+        price = self.word_price * progress.gain.clamp(min=0)
+        outcome = race(self.generator, self.latents, candidates, draws, self.stages, price)
+        change = outcome.first_loss - outcome.loss
+        progress.gain = progress.gain + torch.where(change.isfinite(), change, 0)
+        progress.add(candidates[torch.arange(len(candidates)), outcome.winner], outcome.loss)
+
+    def draws(self, number: int) -> Draws:
+        """The draws of a round, stage after stage, each with timesteps from the whole range."""
+        shape = self.latents.shape[1:]
+        stages = [
+            make_draws(self.seed, self.keys, ("search", number, k), stage.draws, self.timesteps, shape)
+            for k, stage in enumerate(self.stages)
+        ]
+        return Draws.joined(stages).to(self.latents.device)
+
+    def propose(self, progress: Progress, draws: Draws, number: int) -> Tensor:
+        """The prompts as they stand, first, and what the moves make of them: (B, K, L) padded.
+
+        Where moves find less than K - 1, the prompt itself fills up; it is scored once.
+        """
+        prompts, size = progress.prompts[:, -1], self.stages[0].candidates
+        scores = swap_scores(self.generator, self.latents, prompts, draws).cpu()  # (B, L, A)
+        allowed, bounds = (
+            self.generator.vocabulary.allowed_ids.cpu(),
+            (self.options.min_length, self.options.max_length),
+        )
+        rows = []
+        for row, key in enumerate(self.keys):
+            prompt, chance = present(prompts[row]).cpu(), random_generator(self.seed, key, ("moves", number))
+            known = present(progress.starts[row].flatten()).cpu()
+            at = Position(prompt, scores[row, : len(prompt)], allowed, known, bounds, chance)
+            moves = [(MOVES[name], self.options.moves[name]) for name in MOVES if self.options.moves.get(name)]
+            found = [prompt, *(changed for move, count in moves for changed in move(at, count))][:size]
+            rows.append(stacked([*found, *[prompt] * (size - len(found))], prompts.shape[1]))
+        return torch.stack(rows).to(prompts.device)
 
 
-def _swap(generator: Generator, latents: Tensor, draws: Draws, swaps: int, progress: Progress) -> None:
-    """One round: evaluate the most promising swaps of each row and keep the best where it is an improvement."""
-    best, loss, tried = progress.prompts[:, -1], progress.losses[:, -1], progress.tried
-    ranking = swap_scores(generator, latents, best, draws).masked_fill(tried, torch.inf)  # (B, M, A)
-    candidates, chosen = _best_swaps(best, ranking, generator.vocabulary, swaps)
-    found, index = candidate_losses(generator, latents, candidates, draws).min(1)  # (B,)
-    better = found < loss
-    rows = torch.arange(len(best), device=best.device)
-    best = torch.where(better[:, None], candidates[rows, index], best)
-    progress.tried = torch.where(better[:, None, None], False, tried | chosen)
-    progress.prompts = torch.cat([progress.prompts, best[:, None]], 1)
-    progress.losses = torch.cat([progress.losses, torch.where(better, found, loss)[:, None]], 1)
-
-
-def swap_scores(generator: Generator, latents: Tensor, token_ids: Tensor, draws: Draws) -> Tensor:
-    """First-order change of the loss (B, M, A) for every place and every allowed token; inf where unchanged."""
+def swap_scores(generator: Generator, latents: Tensor, prompts: Tensor, draws: Draws) -> Tensor:
+    """First-order change of the loss (B, L, A) for every place and every allowed token; inf where there is none."""
     vocabulary = generator.vocabulary
-    prompt = vocabulary.embed(token_ids)
-    _, gradient = losses_and_gradients(generator, prompt, token_ids, latents, draws)  # (B, M, D)
     allowed = vocabulary.embed(vocabulary.allowed_ids)  # (A, D)
-    change = gradient @ allowed.T - (gradient * prompt).sum(-1, keepdim=True)
-    return change.masked_fill(token_ids[..., None] == vocabulary.allowed_ids, torch.inf)
-
-
-def _best_swaps(token_ids: Tensor, ranking: Tensor, vocabulary: Vocabulary, swaps: int) -> tuple[Tensor, Tensor]:
-    """The `swaps` lowest of `ranking` (B, M, A) as prompts (B, K, M), and where in the ranking they stand."""
-    flat = ranking.flatten(1)
-    index = flat.topk(min(swaps, flat.shape[1]), largest=False).indices  # (B, K)
-    chosen = torch.zeros_like(flat, dtype=torch.bool).scatter_(1, index, True).view_as(ranking)
-    place, token = index // ranking.shape[2], vocabulary.allowed_ids[index % ranking.shape[2]]
-    prompts = token_ids[:, None].repeat(1, index.shape[1], 1)  # (B, K, M)
-    return prompts.scatter(2, place[..., None], token[..., None]), chosen
+    result = allowed.new_full((*prompts.shape, len(allowed)), torch.inf)
+    size = lengths(prompts)
+    for length in size.unique().tolist():
+        rows = (size == length).nonzero()[:, 0]
+        token_ids = prompts[rows, :length]
+        prompt = vocabulary.embed(token_ids)
+        _, gradient = losses_and_gradients(generator, prompt, token_ids, latents[rows], draws[rows])  # (B', M, D)
+        change = gradient @ allowed.T - (gradient * prompt).sum(-1, keepdim=True)
+        unchanged = token_ids[..., None] == vocabulary.allowed_ids
+        result[rows, :length] = finite_or_infinite(change).masked_fill(unchanged, torch.inf)
+    return result

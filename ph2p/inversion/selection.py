@@ -11,7 +11,8 @@ from torch.nn.functional import cosine_similarity
 from ph2p.config.schema import Config
 from ph2p.errors import UserError
 from ph2p.inversion.draws import Draws
-from ph2p.inversion.objectives import candidate_losses, finite_or_infinite
+from ph2p.inversion.objectives import finite_or_infinite
+from ph2p.inversion.prompts import padded, present, prompt_losses, stacked
 from ph2p.models.generators import Generator
 from ph2p.models.painting import guidance_options, paint
 from ph2p.models.scorer import Scorer
@@ -34,7 +35,7 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Pool:
-    """The hard prompts that a batch has visited: tokens (B, K, M), losses met on the way and epochs (B, K)."""
+    """The hard prompts that a batch has visited: padded (B, K, L), losses met on the way and epochs (B, K)."""
 
     token_ids: Tensor
     losses: Tensor
@@ -51,12 +52,12 @@ class Pool:
         return self._lowest(finite_or_infinite(self.losses), count)
 
     def extended(self, token_ids: Tensor, losses: Tensor, epoch: int) -> "Pool":
-        """With what S searches found: prompts (B, S (1 + rounds), M), losses (B, S, 1 + rounds), from an epoch on."""
-        batch, starts, entries = losses.shape
-        epochs = epoch + torch.arange(entries, device=losses.device).repeat(batch, starts)
+        """With what a search found: padded prompts (B, 1 + rounds, L) and losses (B, 1 + rounds), from an epoch on."""
+        epochs = epoch + torch.arange(losses.shape[1], device=losses.device).expand_as(losses)
+        length = max(self.token_ids.shape[2], token_ids.shape[2])
         return Pool(
-            torch.cat([self.token_ids, token_ids], 1),
-            torch.cat([self.losses, losses.flatten(1)], 1),
+            torch.cat([padded(self.token_ids, length), padded(token_ids, length)], 1),
+            torch.cat([self.losses, losses], 1),
             torch.cat([self.epochs, epochs], 1),
         )
 
@@ -72,33 +73,35 @@ def shortlist(
 ) -> list[Candidate]:
     """Keep the `size` distinct candidates with the lowest losses whose text tokenises back to their tokens.
 
-    `token_ids` (K, M), `losses` (K,); of equal prompts the lowest loss counts. The last candidate, where the
+    `token_ids` (K, L) padded, `losses` (K,); of equal prompts the lowest loss counts. The last candidate, where the
     optimisation ended, is always kept. Tokens that read otherwise are replaced by what their text means to
     the tokeniser, or dropped where that is no allowed prompt.
     """
     found: dict[tuple[int, ...], Candidate] = {}
     order = torch.argsort(finite_or_infinite(losses), stable=True).tolist()
     for k in order:
-        ids = vocabulary.repair(token_ids[k])
+        ids = vocabulary.repair(present(token_ids[k]))
         if ids is not None and tuple(ids) not in found:
             found[tuple(ids)] = Candidate(tuple(ids), vocabulary.decode(ids), epochs[k], float(losses[k]))
-    last = found.pop(tuple(vocabulary.repair(token_ids[-1]) or ()), None)
+    last = found.pop(tuple(vocabulary.repair(present(token_ids[-1])) or ()), None)
     best = list(found.values())
     return [*best[: size - 1], last] if last else best[:size]
 
 
 def validate_candidates(
-    generator: Generator, latents: Tensor, candidates: list[Candidate], draws: Draws
+    generator: Generator, latents: Tensor, candidates: list[Candidate], draws: Draws, word_price: float = 0.0
 ) -> list[Candidate]:
     """Score one image's candidates on its validation draws, best first; K N forward samples.
 
-    Those without a finite loss are left out.
-    `latents` (1, C, h, w), `draws` of 1 x N.
+    Best is the lowest loss + price x length; a token's price is `word_price` times what the lowest loss gains over no
+    words, which costs N samples more. Those without a finite loss are left out. `latents` (1, C, h, w), `draws` 1 x N.
     """
-    ids = torch.tensor([[c.token_ids for c in candidates]], device=latents.device)  # (1, K, M)
-    losses = candidate_losses(generator, latents, ids, draws)[0].tolist()
+    texts = [c.token_ids for c in candidates] + ([()] if word_price else [])
+    losses = prompt_losses(generator, latents, stacked(texts)[None].to(latents.device), draws)[0].tolist()
+    gain = losses.pop() - min(losses) if word_price else 0.0
+    price = word_price * gain if math.isfinite(gain) and gain > 0 else 0.0
     scored = [replace(c, loss=loss) for c, loss in zip(candidates, losses, strict=True) if math.isfinite(loss)]
-    return sorted(scored, key=lambda c: c.loss)
+    return sorted(scored, key=lambda c: c.loss + price * len(c.token_ids))
 
 
 # Ranks an image's candidates, given as the lowest validation loss first: the winner first. `features` (E,) are the

@@ -6,15 +6,53 @@ import torch
 from torch import Tensor
 
 from ph2p.config.schema import MethodConfig
+from ph2p.errors import UserError
 from ph2p.inversion.draws import make_draws
+from ph2p.inversion.retrieval import retrieve
+from ph2p.models.scorer import Scorer
 from ph2p.models.vocabulary import Vocabulary
 
 
-def starting_tokens(vocabulary: Vocabulary, method: MethodConfig, seed: int, keys: Sequence[str]) -> Tensor:
-    """The starting tokens (B, M) of rows: given words, or random ones by seed and key."""
-    if method.init != "random":
-        words = torch.tensor(vocabulary.encode(method.init), device=vocabulary.embeddings.device)
-        return words.repeat(len(keys), 1)
+def starting_tokens(
+    vocabulary: Vocabulary,
+    scorer: Scorer,
+    method: MethodConfig,
+    seed: int,
+    keys: Sequence[str],
+    features: Tensor,
+) -> Tensor:
+    """The starting tokens (B R, M) of the rows `keys`, R for each of the images whose CLIP `features` (B, E) are given.
+
+    `method.init` says which: random ones by seed and key, the words that CLIP finds for the picture, or given words;
+    with `pad_init` those of them that are one token, and random ones behind them up to `prompt_length`.
+    """
+    if method.init == "retrieval":
+        return retrieve(scorer, vocabulary, features, method.prompt_length, method.restarts).flatten(0, 1)
+    if method.init == "random":
+        return random_tokens(vocabulary, method.prompt_length, seed, keys)
+    if not method.pad_init:
+        given = torch.tensor(vocabulary.encode(method.init), device=vocabulary.embeddings.device)
+        return given.repeat(len(keys), 1)
+    words = whole_words(vocabulary, method.init)[: method.prompt_length]
+    start = random_tokens(vocabulary, method.prompt_length, seed, keys)
+    start[:, : len(words)] = torch.tensor(words, dtype=torch.long, device=start.device)
+    return start
+
+
+def random_tokens(vocabulary: Vocabulary, length: int, seed: int, keys: Sequence[str]) -> Tensor:
+    """Allowed tokens (B, M), by seed and key."""
     seeds = make_draws(seed, keys, ("start",), 1, (0, 2**31), ()).timesteps  # (B, 1)
     generators = [torch.Generator().manual_seed(int(drawn)) for drawn in seeds]
-    return torch.stack([vocabulary.random(method.prompt_length, generator) for generator in generators])
+    return torch.stack([vocabulary.random(length, generator) for generator in generators])
+
+
+def whole_words(vocabulary: Vocabulary, text: str) -> list[int]:
+    """The tokens of those words of a text that are one token of this vocabulary."""
+    found = []
+    for word in text.split():
+        try:
+            ids = vocabulary.encode(word)
+        except UserError:  # letters that the vocabulary lacks
+            continue
+        found += ids if len(ids) == 1 else []
+    return found

@@ -1,6 +1,8 @@
 """The words a prompt may be made of: tokens, their embeddings, and the way back to text."""
 
 from collections.abc import Iterable, Sequence
+from copy import copy
+from typing import Self
 
 import torch
 import torch.nn.functional as F
@@ -40,6 +42,7 @@ class Vocabulary(nn.Module):
     allowed: Tensor
     allowed_ids: Tensor
     square_norms: Tensor
+    distance: str = "euclid"  # or cosine: by which `nearest` projects
 
     def __init__(
         self,
@@ -95,13 +98,20 @@ class Vocabulary(nn.Module):
         """The standard deviation of the allowed tokens' embeddings, of each of their numbers (D,)."""
         return self.embeddings[self.allowed_ids].std(0, correction=0)
 
+    def projecting(self, distance: str) -> Self:
+        """The same vocabulary, its tensors shared, whose `nearest` goes by "euclid" or "cosine"."""
+        other = copy(self)
+        other.distance = distance
+        return other
+
     @torch.no_grad()
     def nearest(self, prompt: Tensor) -> Tensor:
         """Allowed tokens whose embeddings are closest to the prompt's; of equally close ones the lowest id.
 
-        token = argmin_v ||p - E_v||^2, by the matmul of ||E_v||^2 - 2 p.E_v = ||p - E_v||^2 - ||p||^2. Exact
-        distances settle a short list, so that an answer depends neither on the rounding of the matmul nor on
-        the other rows of the batch.
+        euclid: token = argmin_v ||p - E_v||^2, by the matmul of ||E_v||^2 - 2 p.E_v = ||p - E_v||^2 - ||p||^2.
+        cosine: token = argmax_v p.E_v / ||E_v||, as PEZ's code projects; far from the vocabulary, where Euclid prefers
+        tokens of a large norm, it does not. Exact distances settle a short list, so that an answer depends neither on
+        the rounding of the matmul nor on the other rows of the batch.
 
         Args:
             prompt: (..., M, D).
@@ -111,13 +121,25 @@ class Vocabulary(nn.Module):
         """
         flat = prompt.float().flatten(0, -2)  # (K, D)
         products = self.embeddings @ flat.T  # (V, K), in the table's own order: twice as fast as (K, V)
-        scores = (self.square_norms[:, None] - 2 * products)[self.allowed_ids].T  # (K, A)
+        if self.distance == "cosine":
+            scores = (-products / self._norms()[:, None])[self.allowed_ids].T  # (K, A)
+        else:
+            scores = (self.square_norms[:, None] - 2 * products)[self.allowed_ids].T
         count = min(SHORTLIST, scores.shape[-1])
         columns = scores.topk(count, largest=False).indices.sort().values  # ascending ids: argmin takes the first
         shortlist = self.allowed_ids[columns]  # (K, count)
-        distances = (flat[:, None] - self.embed(shortlist)).square().sum(-1)  # (K, count)
-        best = distances.argmin(-1, keepdim=True)
+        best = self._distances(flat, shortlist).argmin(-1, keepdim=True)
         return shortlist.gather(-1, best).view(prompt.shape[:-1])
+
+    def _distances(self, flat: Tensor, token_ids: Tensor) -> Tensor:
+        """Distances (K, count) of vectors (K, D) to tokens (K, count), up to what is the same for all of a row."""
+        rows = self.embed(token_ids)  # (K, count, D)
+        if self.distance == "cosine":
+            return -(flat[:, None] * (rows / self._norms()[token_ids][..., None])).sum(-1)
+        return (flat[:, None] - rows).square().sum(-1)
+
+    def _norms(self) -> Tensor:
+        return self.square_norms.sqrt().clamp_min(torch.finfo(torch.float32).tiny)  # (V,)
 
     def embed(self, token_ids: Tensor) -> Tensor:
         """Token embeddings (..., M, D) of (..., M) ids."""

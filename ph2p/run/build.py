@@ -82,7 +82,7 @@ def _check_fit(generator: Generator, cfg: Config) -> None:
     """What is asked for and what the model can do fit each other; raises UserError that names the key."""
     method = cfg.method
     key, value, length = "prompt_length", str(method.prompt_length), method.prompt_length
-    if method.init != "random":
+    if method.init not in ("random", "retrieval") and not method.pad_init:
         key, value, length = "init", method.init, len(generator.vocabulary.encode(method.init))
     if length > generator.max_prompt_length:
         raise UserError(

@@ -1,0 +1,155 @@
+"""The digest of an evidence run: docs/evidence.md with tables, bootstrap intervals, paired differences and plots."""
+
+from collections.abc import Callable, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from design import Experiment
+from numpy.typing import NDArray
+from plots import plot_experiment
+
+from ph2p.evaluation.formatting import NOTHING, Show, finite, signed
+from ph2p.evaluation.intervals import confidence_interval
+from ph2p.evaluation.metrics import METRICS
+from ph2p.files import write_whole
+
+Line = dict[str, Any]
+Values = NDArray[np.float64]
+
+
+def write_digest(path: Path, size: str, found: Sequence[tuple[Experiment, list[Line]]]) -> None:
+    """Write the file, and the plots into a folder of its name beside it."""
+    folder = path.with_suffix("")
+    folder.mkdir(parents=True, exist_ok=True)
+    parts = [HEAD.format(size=size, today=datetime.now().strftime("%Y-%m-%d"))]
+    for experiment, lines in found:
+        parts.append(section(experiment, lines, folder))
+    write_whole(path, "\n".join(parts).encode())
+
+
+HEAD = """# Evidence
+
+Written by `make evidence SIZE={size}` on {today}. Regret is (loss - loss of the true caption) / (loss of no words -
+loss of the true caption) on draws that chose nothing: 0 is as good as the caption, 1 no better than nothing. An
+interval resamples scenes, each of which counts with its mean over the seeds (bootstrap, 95 %); "above" is the mean over
+scenes of a row's regret minus the reference's on the same scenes and seeds. Where its interval holds 0 the two do not
+stand apart. `retrieval` has the words that CLIP alone finds.
+"""
+
+
+def section(experiment: Experiment, lines: list[Line], folder: Path) -> str:
+    """What one experiment found."""
+    command = f"make evidence SIZE={experiment.size} EXPERIMENT={experiment.name}"
+    text = [f"## {experiment.title}", "", experiment.question, "", f"    {command}", ""]
+    if not lines:
+        return "\n".join([*text, "Not run with the present settings and weights.", ""])
+    text += [made_with(lines), ""]
+    own = [line for line in lines if "probe" not in line]
+    failed = sum(line["record"]["status"] != "ok" for line in own)
+    text += [f"{failed} of {len(own)} images have no prompt.", ""] if failed else []
+    known = [line for line in own if line["record"]["status"] == "ok"]
+    for scenes in experiment.scenes:
+        some = [line for line in known if line["scenes"] == scenes]
+        if some:
+            text += [f"**{scenes}**", "", *table(experiment, some), "", answer(experiment, some), ""]
+    for name in plot_experiment(experiment, lines, folder):
+        text += [f"![{experiment.title}: {name}]({folder.name}/{name}.svg)", ""]
+    return "\n".join(text)
+
+
+def made_with(lines: list[Line]) -> str:
+    """When, from which commits and on what the lines were made, and on how many scenes and seeds."""
+    keys = ("date", "commit", "hardware", "torch")
+    several = {key: ", ".join(sorted({str(line[key]) for line in lines})) for key in keys}
+    scenes = len({line["image_id"] for line in lines})
+    seeds = len({line["seed"] for line in lines if "seed" in line}) or 1
+    return (
+        f"{several['date']}, commit {several['commit']}, {several['hardware']}, torch {several['torch']}; "
+        f"{plural(scenes, 'scene')}, {plural(seeds, 'seed')}."
+    )
+
+
+def plural(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"
+
+
+def by_scene(lines: Sequence[Line], variant: str, key: str) -> dict[str, float]:
+    """A metric's mean over the seeds, of each scene where it is known."""
+    values: dict[str, list[float]] = {}
+    for line in lines:
+        value = finite(line["record"].get(key))
+        if line["variant"] == variant and value is not None:
+            values.setdefault(line["image_id"], []).append(value)
+    return {scene: float(np.mean(some)) for scene, some in values.items()}
+
+
+def paired(lines: Sequence[Line], variant: str, reference: str) -> Values:
+    """Differences of regret to the reference, scene by scene, over the scenes and seeds that both have."""
+    values = {
+        name: {(line["image_id"], line["seed"]): line["record"]["regret"] for line in lines if line["variant"] == name}
+        for name in (variant, reference)
+    }
+    scenes: dict[str, list[float]] = {}
+    for key in values[variant].keys() & values[reference].keys():
+        pair = finite(values[variant][key]), finite(values[reference][key])
+        if pair[0] is not None and pair[1] is not None:
+            scenes.setdefault(key[0], []).append(pair[0] - pair[1])
+    return np.array([np.mean(scenes[name]) for name in sorted(scenes)], dtype=np.float64)
+
+
+def table(experiment: Experiment, lines: list[Line]) -> list[str]:
+    """A table in Markdown: a row for each variant that has lines."""
+    columns = [(key, *describe(key)) for key in experiment.columns]
+    names = [name for name, _, _ in (column[1:] for column in columns)]
+    heads = ["", *names, f"regret above {experiment.reference}"]
+    rows = [heads, ["---"] * len(heads)]
+    for variant in dict.fromkeys(line["variant"] for line in lines):
+        cells = [variant]
+        for key, _, statistic, show in columns:
+            values = np.array(list(by_scene(lines, variant, key).values()))
+            cells.append(interval(values, statistic, show))
+        same = variant == experiment.reference
+        cells.append("" if same else interval(paired(lines, variant, experiment.reference), np.mean, signed))
+        rows.append(cells)
+    return [f"| {' | '.join(cells)} |" for cells in rows]
+
+
+def describe(key: str) -> tuple[str, Callable[..., Any], Show]:
+    """A column's head, how scenes become one value, and how that is written."""
+    if key == "regret_own":
+        return "median regret on its own timesteps", np.median, signed
+    metric = METRICS[key]
+    head = f"median {metric.name}" if metric.over == "median" else metric.name
+    return head, np.median if metric.over == "median" else np.mean, metric.show
+
+
+def interval(values: Values, statistic: Callable[..., Any], show: Show) -> str:
+    """A value with its interval, such as `0.12 [0.08, 0.20]`."""
+    if not len(values):
+        return NOTHING
+    low, high = confidence_interval(values, statistic)
+    middle = show(float(statistic(values)))
+    return f"{middle} [{show(low)}, {show(high)}]" if low != high else middle
+
+
+def answer(experiment: Experiment, lines: list[Line]) -> str:
+    """One sentence that says which row has the lowest regret, and what stands apart from the reference."""
+    regrets = {name: by_scene(lines, name, "regret") for name in dict.fromkeys(line["variant"] for line in lines)}
+    medians = {name: float(np.median(list(values.values()))) for name, values in regrets.items() if values}
+    if not medians:
+        return ""
+    best = min(medians, key=medians.__getitem__)
+    apart: dict[str, list[str]] = {"better": [], "worse": []}
+    for name in medians.keys() - {experiment.reference}:
+        differences = paired(lines, name, experiment.reference)
+        if len(differences) > 1:
+            low, high = confidence_interval(differences)
+            apart["worse"] += [name] if low > 0 else []
+            apart["better"] += [name] if high < 0 else []
+    said = [f"{what} than {experiment.reference}: {', '.join(sorted(names))}" for what, names in apart.items() if names]
+    if max(map(len, regrets.values())) < 2:
+        return f"The lowest regret has {best}, {medians[best]:.2f}; one scene says nothing about the order."
+    tail = f" Intervals apart, {'; '.join(said)}." if said else f" Nothing stands apart from {experiment.reference}."
+    return f"The lowest median regret has {best}, {medians[best]:.2f}.{tail}"

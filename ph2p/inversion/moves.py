@@ -1,0 +1,124 @@
+"""Moves of the discrete search: each proposes changed prompts. A new move is a function and a line in `MOVES`.
+
+Symbols: M tokens of the prompt, A allowed tokens, K proposals.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Position:
+    """Where a search stands, and what a move may know of it."""
+
+    prompt: Tensor  # (M,) token ids
+    scores: Tensor  # (M, A), first-order change of the loss by every swap
+    allowed: Tensor  # (A,) token ids
+    known: Tensor  # (W,) token ids of other good prompts of the image, often ones several times
+    bounds: tuple[int, int]  # on M
+    chance: torch.Generator  # on the CPU
+
+    def places(self, count: int) -> list[int]:
+        """Up to `count` different places, at random."""
+        return torch.randperm(len(self.prompt), generator=self.chance)[:count].tolist()
+
+    def numbers(self, count: int, below: int) -> list[int]:
+        """`count` random whole numbers in [0, below)."""
+        return torch.randint(below, (count,), generator=self.chance).tolist() if below else []
+
+    def swapped(self, place: int, token: Tensor) -> Tensor:
+        """The prompt with another token in one place."""
+        changed = self.prompt.clone()
+        changed[place] = token
+        return changed
+
+
+Move = Callable[[Position, int], list[Tensor]]  # at most so many prompts
+
+
+def swap(at: Position, count: int) -> list[Tensor]:
+    """The swaps of one token that lower the loss most to first order (HotFlip, arXiv 1712.06751)."""
+    best = at.scores.flatten().topk(min(count, at.scores.numel()), largest=False).indices.tolist()
+    return [at.swapped(place, at.allowed[column]) for place, column in (divmod(k, len(at.allowed)) for k in best)]
+
+
+def double(at: Position, count: int) -> list[Tensor]:
+    """The best swap of one place together with that of another: neighbours in the ranking of the places."""
+    best, found = at.scores.min(1), []
+    order = best.values.argsort().tolist()[: count + 1]
+    for first, second in pairwise(order):
+        changed = at.swapped(first, at.allowed[best.indices[first]])
+        changed[second] = at.allowed[best.indices[second]]
+        found.append(changed)
+    return found
+
+
+def delete(at: Position, count: int) -> list[Tensor]:
+    """One token less, in random places."""
+    if len(at.prompt) <= at.bounds[0]:
+        return []
+    return [torch.cat([at.prompt[:k], at.prompt[k + 1 :]]) for k in at.places(count)]
+
+
+def insert(at: Position, count: int) -> list[Tensor]:
+    """One token more, in random places: half of them tokens that do best as swaps, half of other good prompts."""
+    if len(at.prompt) >= at.bounds[1]:
+        return []
+    best = at.allowed[at.scores.amin(0).argsort()[: count - count // 2]]
+    tokens = torch.cat([best, at.known[at.numbers(count // 2, len(at.known))]])
+    places = at.numbers(len(tokens), len(at.prompt) + 1)
+    return [torch.cat([at.prompt[:k], token[None], at.prompt[k:]]) for k, token in zip(places, tokens, strict=True)]
+
+
+def borrow(at: Position, count: int) -> list[Tensor]:
+    """A token of another good prompt of the image, in a random place."""
+    tokens = at.known[at.numbers(count, len(at.known))]
+    return [
+        at.swapped(place, token) for place, token in zip(at.numbers(len(tokens), len(at.prompt)), tokens, strict=True)
+    ]
+
+
+def exchange(at: Position, count: int) -> list[Tensor]:
+    """Two tokens change their places."""
+    found = []
+    for _ in range(count if len(at.prompt) > 1 else 0):
+        first, second = at.places(2)
+        changed = at.swapped(first, at.prompt[second])
+        changed[second] = at.prompt[first]
+        found.append(changed)
+    return found
+
+
+def shift(at: Position, count: int) -> list[Tensor]:
+    """One token moves to another place."""
+    found = []
+    for _ in range(count if len(at.prompt) > 1 else 0):
+        source, target = at.places(2)
+        rest = torch.cat([at.prompt[:source], at.prompt[source + 1 :]])
+        found.append(torch.cat([rest[:target], at.prompt[source : source + 1], rest[target:]]))
+    return found
+
+
+def random(at: Position, count: int) -> list[Tensor]:
+    """Any allowed token in any place."""
+    tokens = at.allowed[at.numbers(count, len(at.allowed))]
+    return [
+        at.swapped(place, token) for place, token in zip(at.numbers(len(tokens), len(at.prompt)), tokens, strict=True)
+    ]
+
+
+# The first ones come first where there is no room for all.
+MOVES: dict[str, Move] = {
+    "delete": delete,
+    "insert": insert,
+    "borrow": borrow,
+    "exchange": exchange,
+    "shift": shift,
+    "double": double,
+    "random": random,
+    "swap": swap,
+}
