@@ -135,7 +135,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--stages", nargs="+", default=list(STAGES), choices=STAGES)
     parser.add_argument("--so-far", type=Path, help="a new folder for the denoiser of the last checkpoint")
     parser.add_argument("--scenes", type=int, default=100_000)
-    parser.add_argument("--vae-steps", type=int, default=3_000)
+    parser.add_argument("--vae-steps", type=int, default=10_000)
     parser.add_argument("--clip-steps", type=int, default=3_000)
     parser.add_argument("--judge-steps", type=int, default=4_000)
     parser.add_argument("--unet-steps", type=int, default=80_000)
