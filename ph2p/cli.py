@@ -257,3 +257,6 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "score": _score,
     "doctor": _doctor,
 }
+
+if __name__ == "__main__":
+    entry()

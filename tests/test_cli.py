@@ -137,6 +137,11 @@ def test_the_installed_command_hears_signals_too(monkeypatch):
     assert not stopping.requested()
 
 
+def test_the_module_is_the_command(root):
+    done = subprocess.run([sys.executable, "-m", "ph2p.cli", "metod=ph2p"], cwd=root, capture_output=True, timeout=300)
+    assert (done.returncode, done.stdout) == (2, b"") and b"did you mean method?" in done.stderr
+
+
 def test_a_stopped_process_ends_without_clearing_away(root):
     code = "import atexit, os, signal, train; atexit.register(print, 'late'); print('said')"
     for kill, late in (("os.kill(os.getpid(), signal.SIGTERM)", ""), ("pass", "late\n")):

@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import time
@@ -330,6 +331,16 @@ def test_finished_prompts_are_measured_and_rendered_anew(place, runner, undistur
     assert len(lines(folder)) == 15
     with pytest.raises(UserError, match=r"method\.draws: decides more"):
         remeasure(folder, ["method.draws=2"])
+
+
+def test_an_image_that_several_ranks_have_written_is_rendered_anew_once(place, runner, undisturbed):
+    folder = place / "out" / "twice"
+    assert runner.run("name=twice") == 0
+    part = folder / "results" / "part-00000.jsonl"
+    shutil.copy(part, part.with_name("part-00001.jsonl"))  # as after a run with two ranks
+    before = len(lines(folder))
+    repaint(folder, ["evaluation.renders=1"], load=lambda cfg: replace(runner.inverter, cfg=cfg))
+    assert len(lines(folder)) == before + len(undisturbed)
 
 
 def test_what_cannot_be_read_in_the_folder_is_an_error_and_not_empty(place, runner, capfd):

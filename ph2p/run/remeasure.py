@@ -17,7 +17,7 @@ from ph2p.inversion.batch import Batch
 from ph2p.inversion.selection import Candidate
 from ph2p.inverter import Inverter
 from ph2p.report.records import parsed, read_results
-from ph2p.run.build import load_inverter, make_targets
+from ph2p.run.build import load_inverter, make_targets, quiet_libraries
 from ph2p.run.results import ResultsFolder, read_config
 from ph2p.run.screen import Screen
 from ph2p.run.standing import Record
@@ -67,6 +67,7 @@ class _Redo:
         self.losses = "evaluation.draws" in self.allowed
 
     def run(self, load: Load) -> int:
+        quiet_libraries()
         targets, screen = make_targets(self.cfg), Screen()
         index, parts = {name: k for k, name in enumerate(targets.ids)}, self._parts()
         inverter, count = load(self.cfg), 0
@@ -90,11 +91,14 @@ class _Redo:
     def _parts(self) -> dict[str, list[Record]]:
         """The finished records of each part, those that count: the last one of an image."""
         last = {str(record["image_id"]): record for record in read_results(self.folder)}
-        parts: dict[str, list[Record]] = {}
+        owner: dict[str, str] = {}  # the last part that an image stands in, where its record is read
         for path in sorted((self.folder / "results").glob("part-*.jsonl")):
-            own = {parsed(line).get("image_id") for line in path.read_text("utf-8", "replace").split("\n")}
-            mine = [last[i] for i in last if i in own and last[i].get("status") == "ok"]
-            parts |= {path.stem: mine} if mine else {}
+            found = map(parsed, path.read_text("utf-8", "replace").split("\n"))
+            owner |= {str(record["image_id"]): path.stem for record in found if "image_id" in record}
+        parts: dict[str, list[Record]] = {}
+        for name, record in last.items():
+            if record.get("status") == "ok":
+                parts.setdefault(owner[name], []).append(record)
         return parts
 
     def _redo(self, inverter: Inverter, known: Sequence[tuple[Target, Record]], results: ResultsFolder) -> None:
