@@ -163,7 +163,7 @@ class Generator(Frozen):
         """What the denoiser knows of prompts: tensors of B rows for `predict`.
 
         Args:
-            token_ids: (B, M) long; what is read besides the embeddings: the end of text, and all that encoders
+            token_ids: (B, M) long; what is read as well as the embeddings: the end of text, and all that encoders
                 without a gradient see, which so follow the last projection.
             embeddings: (B, M, D), taken instead of the token embeddings of `token_ids`; gradients reach them.
 
