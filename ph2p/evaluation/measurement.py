@@ -120,11 +120,11 @@ class Measurement:
         seeds = [self.cfg.seed + 1000 + k for k in range(count)]  # not the seed that the finalists were rendered with
         repeated = [text for text in texts for _ in seeds]
         options = guidance_options(self.cfg.generator)
-        pictures = paint(self.generator, repeated, seeds * len(texts), self.cfg.generator.steps, options)
-        found = self.scorer.image_features(pictures).view(len(texts), count, -1)  # (B, R, E)
+        renderings = paint(self.generator, repeated, seeds * len(texts), self.cfg.generator.steps, options)
+        found = self.scorer.image_features(renderings).view(len(texts), count, -1)  # (B, R, E)
         similarity = cosine_similarity(found, features[:, None], dim=-1).mean(1)
-        shape = (len(texts), count, *pictures.shape[1:])
-        return pictures.view(shape).cpu(), similarity.tolist(), [diversity_of(some) for some in found]
+        shape = (len(texts), count, *renderings.shape[1:])
+        return renderings.view(shape).cpu(), similarity.tolist(), [diversity_of(some) for some in found]
 
     def _compare_with_captions(self, batch: Batch, results: list[InversionResult], draws: Draws) -> None:
         """Fill in the values that need a true caption, for the images that have one."""

@@ -212,7 +212,7 @@ class Generator(Frozen):
         guidance_scale: float = 5.0,
         guidance_rescale: float = 0.0,
     ) -> Tensor:
-        """Pictures (K, 3, H, W) in [0, 1], painted by the pipeline's own `__call__`.
+        """Renderings (K, 3, H, W) of prompts, in [0, 1], made by the pipeline's own `__call__`.
 
         Each has a random generator of its own, on the CPU: it depends neither on its batch nor on the device.
 
