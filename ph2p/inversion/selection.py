@@ -1,4 +1,4 @@
-"""Choosing the winner among the candidates of an image."""
+"""The candidates of an image, and the rules that choose the winner. A new rule is a function and a line in `RULES`."""
 
 import math
 from collections.abc import Callable, Sequence

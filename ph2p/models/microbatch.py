@@ -57,7 +57,7 @@ class MicroBatch:
 
 
 def parts(rows: int, draws: int, size: int) -> Iterator[tuple[slice, slice, float]]:
-    """Cut rows x draws samples into parts of at most `size`: (rows, draws, the part's share of a row's draws)."""
+    """Cut rows x draws samples into parts of at most `size`: (rows, draws, how much of a row's draws it is)."""
     if size >= draws:
         step = size // draws
         yield from ((slice(start, start + step), slice(None), 1.0) for start in range(0, rows, step))

@@ -1,8 +1,8 @@
-"""Which images a rank inverts, and in which batches: functions of names and numbers, the same whoever asks.
+"""Which image goes to which process of a run (its rank), and in which batches.
 
-A batch's composition decides the last bits of its results, so it must be the same after an interruption. So the
-images of a rank depend neither on what is finished nor on what else there is, and a batch that was begun is
-continued as it was.
+These are functions of names and numbers, the same whoever asks. A batch's composition decides the last bits of its
+results, so it must be the same after an interruption. So the images of a rank depend neither on what is finished nor
+on what else there is, and a batch that was begun is continued as it was.
 """
 
 import hashlib
