@@ -136,6 +136,14 @@ def test_the_installed_command_hears_signals_too(monkeypatch):
     assert not stopping.requested()
 
 
+def test_a_stopped_process_ends_without_clearing_away(root):
+    code = "import atexit, os, signal, train; atexit.register(print, 'late'); print('said')"
+    for kill, late in (("os.kill(os.getpid(), signal.SIGTERM)", ""), ("pass", "late\n")):
+        command = [sys.executable, "-c", f"{code}\n{kill}\ntrain.leave(143)"]
+        done = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=300)
+        assert (done.returncode, done.stdout) == (143, f"said\n{late}")
+
+
 # --- doctor -------------------------------------------------------------------------------------------------------
 
 

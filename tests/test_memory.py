@@ -76,8 +76,11 @@ def test_results_do_not_depend_on_the_rows_at_once(inverter_of, targets):
         generator.predict = SmallDevice(predict, 10, 2)
         found_out = inverter(targets)
         assert generator.predict.failures == {True: 1, False: 1}  # a prompt's 3 draws, then 1, and never again
-        assert generator.microbatch.learned == {"gradient": 1, "forward": 8}
+        assert generator.microbatch.learned == {"gradient": 1, "forward": 7}
         assert [r.prompt for r in found_out] == [r.prompt for r in whole]
+        assert all(r.microbatch == {"gradient": 1, "forward": 7} for r in found_out)
+        assert all("memory ran out" in r.notes[0] and "gradient 1" in r.notes[0] for r in found_out)
+        assert all(not r.microbatch and not r.notes for r in whole) and split[0].microbatch == {"all": 2}
         assert [r.forward_samples for r in found_out] == [r.forward_samples for r in whole]
     finally:
         generator.predict, generator.microbatch = predict, MicroBatch()
