@@ -1,4 +1,4 @@
-"""The `ph2p` command: a thin door. What it does stands in `config/`, `run/` and `report/`."""
+"""The `ph2p` command, also `python train.py`: a thin door. What it does stands in `config/`, `run/` and `report/`."""
 
 import argparse
 import os
@@ -30,7 +30,7 @@ def entry() -> NoReturn:
 
 
 def leave(code: int) -> NoReturn:
-    """End the process; at once where it was told to stop, for clearing away what libraries hold takes seconds."""
+    """End the process; at once where it was told to stop: clearing away what libraries hold takes seconds."""
     if requested():
         for stream in (sys.stdout, sys.stderr):
             with suppress(AttributeError, OSError, ValueError):  # closed, or nobody is listening

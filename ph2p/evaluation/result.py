@@ -30,7 +30,7 @@ class InversionResult:
     backward_samples: int  # and backward
     evaluation_samples: int  # samples that went through it afterwards, to measure and to render
     seconds: float  # the image's part of its batch's time
-    peak_memory: int  # MiB, the most that the process has taken so far, on a GPU or else of main memory
+    peak_memory: int  # MiB, the most that the process has taken so far, on a GPU, otherwise of main memory
     measured_with: dict[str, Any] = field(default_factory=dict)  # draws, timesteps, renderings, steps, scorer, ...
     microbatch: dict[str, int] = field(default_factory=dict)  # what bounded the rows at once; empty: nothing
     content: str = ""  # hash of the picture as the model saw it

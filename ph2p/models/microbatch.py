@@ -73,7 +73,7 @@ def parts(rows: int, draws: int, size: int) -> Iterator[tuple[slice, slice, floa
 
 
 def peak_memory() -> int:
-    """The most memory so far in MiB: on a GPU what torch has allocated there, else the process's resident set."""
+    """The most memory so far in MiB: on a GPU what torch has allocated there, otherwise the process's resident set."""
     if torch.cuda.is_available() and torch.cuda.is_initialized():
         return torch.cuda.max_memory_allocated() // 2**20
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 2**10  # Linux counts in KiB

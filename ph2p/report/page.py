@@ -116,7 +116,7 @@ def _state(run: Run, template: Template, chunk: Sequence[Record], head: dict[str
 
 
 def _head(run: Run, page: int) -> dict[str, Any]:
-    """What stands around the cards: on the first page all that concerns the whole run, else only its name."""
+    """What stands around the cards: on the first page all that concerns the whole run, otherwise only its name."""
     first = page == 1
     return {
         "title": run.title,

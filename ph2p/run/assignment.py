@@ -13,7 +13,7 @@ def belongs(image_id: str, shard: tuple[int, int], rank: int = 0, world: int = 1
     """Whether an image is one of the rank's: of its shard (i, n), and there one of `world` parts.
 
     The hash of its id says so, h mod n = i and h div n mod world = rank. Two processes that see different lists,
-    for a picture was added in between, agree on all others. The price: of k images a rank has k / (n world), give
+    because a picture was added in between, agree on all others. The price: of k images a rank has k / (n world), give
     or take the square root of that.
     """
     index, shards = shard
