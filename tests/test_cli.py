@@ -45,6 +45,7 @@ def test_keys_are_a_run(runs, tmp_path):
         (["report", "--repaint", "--remeasure", "."], "--repaint"),
         (["report", "x"], "outputs/NAME"),
         (["report", "--set", "generator.steps=4", "x"], "--repaint"),
+        (["study"], "build|analyse"),
         (["doctor", "metod=ph2p"], "method"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
