@@ -125,10 +125,8 @@ class Search:
         """
         prompts, size = progress.prompts[:, -1], self.stages[0].candidates
         scores = swap_scores(self.generator, self.latents, prompts, draws).cpu()  # (B, L, A)
-        allowed, bounds = (
-            self.generator.vocabulary.allowed_ids.cpu(),
-            (self.options.min_length, self.options.max_length),
-        )
+        allowed = self.generator.vocabulary.allowed_ids.cpu()
+        bounds = self.options.min_length, min(self.options.max_length, self.generator.max_prompt_length)
         rows = []
         for row, key in enumerate(self.keys):
             prompt, chance = present(prompts[row]).cpu(), random_generator(self.seed, key, ("moves", number))
