@@ -1,4 +1,4 @@
-"""The `ph2p` command: a thin door. What it does stands in `config/`, `run/`, `report/` and `study/`."""
+"""The `ph2p` command, also `python train.py`: a thin door to `config/`, `run/`, `report/` and `study/`."""
 
 import argparse
 import os
@@ -31,7 +31,7 @@ def entry() -> NoReturn:
 
 
 def leave(code: int) -> NoReturn:
-    """End the process; at once where it was told to stop, for clearing away what libraries hold takes seconds."""
+    """End the process; at once where it was told to stop: clearing away what libraries hold takes seconds."""
     if requested():
         for stream in (sys.stdout, sys.stderr):
             with suppress(AttributeError, OSError, ValueError):  # closed, or nobody is listening

@@ -1,6 +1,7 @@
 """What users get: a wheel that works elsewhere, names that type checkers see, imports that load nothing heavy."""
 
 import os
+import re
 import subprocess
 import sys
 import sysconfig
@@ -86,6 +87,15 @@ def test_every_extra_is_known_to_the_doctor(root):
 
     extras = tomllib.loads((root / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     assert set(EXTRAS) == set(extras) - {"dev"}
+
+
+def test_the_places_that_contributing_names_are_there(root):
+    table = (root / "CONTRIBUTING.md").read_text().partition("## Where it happens")[2].partition("\n## ")[0]
+    places = re.findall(r"((?:`\w+` and )*`\w+`) in `([\w/]+\.py)`", table)
+    assert len(places) > 12
+    for names, file in places:
+        for name in re.findall(r"\w+(?=`)", names):
+            assert re.search(rf"^(def|class) {name}\b", (root / "ph2p" / file).read_text(), re.MULTILINE), (name, file)
 
 
 @pytest.fixture(scope="module")

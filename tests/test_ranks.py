@@ -19,8 +19,8 @@ from runs import SMALL, Runner, ended, found, lines, make_pictures
 from ph2p import invert
 from ph2p.errors import UserError
 from ph2p.report.records import read_results
+from ph2p.run.assignment import batches, belongs
 from ph2p.run.ranks import Ranks, pass_on, trainer_options
-from ph2p.run.shares import batches, belongs
 from ph2p.run.stopping import requeue
 
 TRAIN = Path(__file__).resolve().parents[1] / "train.py"

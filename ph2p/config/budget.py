@@ -1,4 +1,4 @@
-"""What a budget buys."""
+"""How a budget of denoiser samples becomes epochs of the optimiser and rounds of the search."""
 
 import math
 from dataclasses import dataclass
@@ -9,14 +9,14 @@ from ph2p.errors import UserError
 
 @dataclass(frozen=True)
 class Plan:
-    """What a budget buys: epochs of the optimiser and rounds of the search."""
+    """What a budget pays for."""
 
-    epochs: int
-    rounds: int
+    epochs: int  # of the optimiser
+    rounds: int  # of the search
 
 
 def plan(method: schema.MethodConfig) -> Plan:
-    """Share a method's budget between optimisation, search and selection.
+    """Divide a method's budget between optimisation, search and selection.
 
     The selection costs shortlist x draws forward samples, and finalists x steps x 2 for the renderings of the rule
     "renderings" (twice for the guidance); an evaluation of the objective N forward and N backward samples a restart,

@@ -87,7 +87,7 @@ def _compose(chosen: tuple[str, ...]) -> DictConfig:
 
 @lru_cache(maxsize=64)
 def _compose_anew(chosen: tuple[str, ...], files: tuple[int, ...]) -> DictConfig:
-    """Kept as long as the files are what they were, for a sweep or a session has many configurations."""
+    """Kept as long as the files are what they were: a sweep or a session has many configurations."""
     _register()
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(config_dir()), version_base="1.3"):

@@ -154,7 +154,7 @@ class GeneratorConfig:
     blocklist: str | None = "${package:models/words/blocklist.txt}"  # file of words that no prompt holds; null: none
     allowlist: str | None = None  # file of the only words that may appear, one a line; `tokens` is then passed over
     tokens: TokensConfig = field(default_factory=TokensConfig)  # which words of the vocabulary a prompt may use
-    steps: int = 30  # denoising steps of the pictures on the results page
+    steps: int = 30  # denoising steps of the renderings on the results page
     guidance_scale: float = 5.0  # of classifier-free guidance; 1 paints without
     guidance_rescale: float = 0.0  # arXiv 2305.08891, section 3.4
 
@@ -196,7 +196,7 @@ class EvaluationConfig:
 
     draws: int = 64  # N
     timesteps: list[int] = field(default_factory=lambda: [500, 1000])  # t in [t_min, t_max), the same for all methods
-    renders: int = 3  # pictures painted from the found prompt, and from the true caption where there is one
+    renders: int = 3  # renderings of the found prompt, and of the true caption where there is one
 
     def __post_init__(self) -> None:
         checks.require_whole(self, "evaluation.", ("draws", "renders"))

@@ -1,4 +1,4 @@
-"""Target images of every kind."""
+"""Target images of every kind. A new kind is a file here and one in `configs/data/`."""
 
 from ph2p.data.captioned import CaptionedTargets
 from ph2p.data.coco import CocoTargets

@@ -16,7 +16,7 @@ class CaptionedTargets(Targets):
     """The images that a file of captions names, with those captions as references.
 
     `captions` is a .csv, .tsv or .jsonl file: `file_key` names the column of file names, `caption_key` that of
-    captions (JSON lines may hold lists of them); several lines may name one image, columns of a .csv are parted by
+    captions (JSON lines may hold lists of them); several lines may name one image, columns of a .csv are separated by
     `delimiter`. Or it is a folder with a text file for each picture, `sub/a.txt` for `sub/a.jpg`, a caption a line.
     `captions` and `images`, the folder that file names start from, lie in `root`. An image's id is its file name.
 

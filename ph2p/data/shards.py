@@ -26,7 +26,7 @@ class ShardTargets(Targets):
     """The images of tar shards, with their captions as references.
 
     `shards` is a path with `{000..009}`, `{a,b}`, `*` or `?` in it. An image's id is the shard's path from the
-    pattern's fixed part on and the name in it: `000/cat.jpg`. A caption is the text of `key.txt`, or else what
+    pattern's fixed part on and the name in it: `000/cat.jpg`. A caption is the text of `key.txt`, otherwise what
     `key.json` holds under `caption_key`, a text or a list.
 
     A shard's index is kept beside it (`000.tar.index.json`) where the folder can be written, and made again when

@@ -26,8 +26,8 @@ def diversity_of(features: Tensor) -> float | None:
     if count < 2:
         return None
     unit = normalize(features.double(), dim=-1)
-    alike = unit @ unit.T
-    return 1 - float(alike.sum() - alike.trace()) / (count * (count - 1))
+    similarity = unit @ unit.T  # (R, R)
+    return 1 - float(similarity.sum() - similarity.trace()) / (count * (count - 1))
 
 
 @dataclass
@@ -84,7 +84,7 @@ class Measurement:
         empty = text_losses(self.generator, batch.latents, [""] * len(texts), draws)
         renderings, similarity, diversity = self._render(texts, batch.features)
         spent = (self.generator.counter.forward - before) // len(texts)  # each image costs the same
-        alike = cosine_similarity(self.scorer.text_features(texts), batch.features, dim=-1).tolist()
+        clip_text = cosine_similarity(self.scorer.text_features(texts), batch.features, dim=-1).tolist()
         return [
             InversionResult(
                 image_id=target.image_id,
@@ -96,7 +96,7 @@ class Measurement:
                 loss=losses[row],
                 loss_empty=empty[row],
                 clip_similarity=similarity[row],
-                clip_text=alike[row],
+                clip_text=clip_text[row],
                 diversity=diversity[row],
                 forward_samples=batch.forward[row],
                 backward_samples=batch.backward[row],
@@ -129,11 +129,11 @@ class Measurement:
         seeds = [self.cfg.seed + 1000 + k for k in range(count)]  # not the seed that the finalists were rendered with
         repeated = [text for text in texts for _ in seeds]
         options = guidance_options(self.cfg.generator)
-        pictures = paint(self.generator, repeated, seeds * len(texts), self.cfg.generator.steps, options)
-        found = self.scorer.image_features(pictures).view(len(texts), count, -1)  # (B, R, E)
+        renderings = paint(self.generator, repeated, seeds * len(texts), self.cfg.generator.steps, options)
+        found = self.scorer.image_features(renderings).view(len(texts), count, -1)  # (B, R, E)
         similarity = cosine_similarity(found, features[:, None], dim=-1).mean(1)
-        shape = (len(texts), count, *pictures.shape[1:])
-        return pictures.view(shape).cpu(), similarity.tolist(), [diversity_of(some) for some in found]
+        shape = (len(texts), count, *renderings.shape[1:])
+        return renderings.view(shape).cpu(), similarity.tolist(), [diversity_of(some) for some in found]
 
     def _compare_with_captions(self, batch: Batch, results: list[InversionResult], draws: Draws) -> None:
         """Fill in the values that need a true caption, for the images that have one."""

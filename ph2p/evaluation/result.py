@@ -1,4 +1,4 @@
-"""What is known of an image at the end."""
+"""`InversionResult`: what is known of an image at the end, and how a results folder records it."""
 
 from dataclasses import dataclass, field, fields
 from typing import Any
@@ -26,11 +26,11 @@ class InversionResult:
     loss: float  # of the prompt
     loss_empty: float  # of no words
     clip_similarity: float  # target and renderings of the prompt, mean over the renderings, in [-1, 1]
-    forward_samples: int  # rows that went forward through the denoiser until the prompt was found
+    forward_samples: int  # samples that went forward through the denoiser until the prompt was found
     backward_samples: int  # and backward
-    evaluation_samples: int  # rows that went through it afterwards, to measure and to render
+    evaluation_samples: int  # samples that went through it afterwards, to measure and to render
     seconds: float  # the image's part of its batch's time
-    peak_memory: int  # MiB, the most that the process has taken so far, on a GPU or else of main memory
+    peak_memory: int  # MiB, the most that the process has taken so far, on a GPU, otherwise of main memory
     measured_with: dict[str, Any] = field(default_factory=dict)  # draws, timesteps, renderings, steps, scorer, ...
     microbatch: dict[str, int] = field(default_factory=dict)  # what bounded the rows at once; empty: nothing
     content: str = ""  # hash of the picture as the model saw it

@@ -45,10 +45,10 @@ def score_texts(
     picture = scorer.image_features(target.image[None].to(generator.device))  # (1, E)
     similarity = cosine_similarity(scorer.text_features(list(texts)), picture, dim=-1).tolist()
     scores = []
-    for text, alike in zip(texts, similarity, strict=True):
+    for text, cosine in zip(texts, similarity, strict=True):
         read, note = readable(generator, text) if text else ("", "")
         loss = text_losses(generator, latents, [read], draws)[0] if read or not text else float("nan")
-        scores.append(TextScore(text, loss, empty, gap_closed(loss, empty), alike, note))
+        scores.append(TextScore(text, loss, empty, gap_closed(loss, empty), cosine, note))
     return scores
 
 

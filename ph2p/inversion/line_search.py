@@ -90,7 +90,7 @@ def cubic_minimiser(a: Point, b: Point) -> Tensor:
 
 
 def extrapolate(previous: Point, last: Point) -> Tensor:
-    """The next step (B,) while the loss falls: the cubic's minimiser within 1.1 to 10 steps, else 10."""
+    """The next step (B,) while the loss falls: the cubic's minimiser within 1.1 to 10 steps, otherwise 10."""
     step = cubic_minimiser(previous, last)
     return torch.where(torch.isfinite(step), step.clamp(1.1 * last.step, 10 * last.step), 10 * last.step)
 

@@ -1,4 +1,6 @@
-"""Moves of the discrete search: each proposes changed prompts. A new move is a function and a line in `MOVES`.
+"""Moves of the discrete search: each proposes changed prompts.
+
+A new move is a function and a line in `MOVES`; `method.search.moves` says how often a round proposes it.
 
 Symbols: M tokens of the prompt, A allowed tokens, K proposals.
 """

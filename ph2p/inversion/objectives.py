@@ -1,5 +1,7 @@
 """What a prompt is judged by: losses of shape (B,), one a row, never a mean over images.
 
+A new objective is a class and a line in `OBJECTIVES`.
+
 Symbols: B images, M prompt tokens, D embedding width, N noise draws, K candidates, C, h, w latent.
 """
 

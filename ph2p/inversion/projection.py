@@ -1,4 +1,4 @@
-"""What happens at the end of an epoch: the prompts are projected onto the vocabulary."""
+"""The delayed projection: at the end of each epoch the prompts are projected onto the vocabulary."""
 
 from collections.abc import Sequence
 from typing import Any, Protocol, runtime_checkable

@@ -1,4 +1,4 @@
-"""Choosing the winner among the candidates of an image."""
+"""The candidates of an image, and the rules that choose the winner. A new rule is a function and a line in `RULES`."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -113,8 +113,8 @@ class BestRendering:
     """The finalists by the CLIP similarity of picture and rendering, then the rest by loss.
 
     Finalists are the first ones whose loss exceeds the best one's by at most `margin`. The similarity of prompt and
-    picture says little about the rendering (arXiv 2408.06502), so pictures are compared with pictures. All finalists
-    are rendered with one seed; guidance takes two denoiser samples a step.
+    picture says little about the rendering (arXiv 2408.06502), so the rendering is compared with the picture. All
+    finalists are rendered with one seed; guidance takes two denoiser samples a step.
     """
 
     def __init__(self, generator: Generator, scorer: Scorer, cfg: Config) -> None:

@@ -1,4 +1,4 @@
-"""How an inversion is run, as far as the algorithm knows of it."""
+"""How an inversion is run, as far as the algorithm knows of it: it reports, saves and may be stopped."""
 
 import time
 from collections.abc import Iterator, Sequence

@@ -1,4 +1,4 @@
-"""What the frozen models share: staying frozen, prompts framed as token ids, and embeddings in their place."""
+"""What the frozen models have in common: they stay frozen, frame token ids, and put embeddings in their place."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -61,7 +61,7 @@ class MicroBatch:
 
 
 def parts(rows: int, draws: int, size: int) -> Iterator[tuple[slice, slice, float]]:
-    """Cut rows x draws samples into parts of at most `size`: (rows, draws, the part's share of a row's draws)."""
+    """Cut rows x draws samples into parts of at most `size`: (rows, draws, how much of a row's draws it is)."""
     if size >= draws:
         step = size // draws
         yield from ((slice(start, start + step), slice(None), 1.0) for start in range(0, rows, step))
@@ -73,7 +73,7 @@ def parts(rows: int, draws: int, size: int) -> Iterator[tuple[slice, slice, floa
 
 
 def peak_memory() -> int:
-    """The most memory so far in MiB: on a GPU what torch has allocated there, else the process's resident set."""
+    """The most memory so far in MiB: on a GPU what torch has allocated there, otherwise the process's resident set."""
     if torch.cuda.is_available() and torch.cuda.is_initialized():
         return torch.cuda.max_memory_allocated() // 2**20
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 2**10  # Linux counts in KiB

@@ -1,4 +1,4 @@
-"""What libraries say about loading and painting stays off the screen; nothing of it outlasts the block."""
+"""What libraries say about loading and rendering stays off the screen; nothing of it outlasts the block."""
 
 import logging
 import warnings

@@ -97,7 +97,7 @@ def _span(values: Sequence[float]) -> Point:
 
 
 def _panels(series: Sequence[Series], levels: bool) -> list[Panel]:
-    """Share the width: equal panels for the series, one of LEVELS for the levels."""
+    """Divide the width: equal panels for the series, one of LEVELS for the levels."""
     room = RIGHT - LEFT - (LEVELS + GAP if levels else 0)
     width = (room - GAP * (len(series) - 1)) / len(series)
     starts = [LEFT + k * (width + GAP) for k in range(len(series))]

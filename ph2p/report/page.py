@@ -107,7 +107,7 @@ def _start_of(path: Path) -> str:
 
 
 def _state(run: Run, template: Template, chunk: Sequence[Record], head: dict[str, Any]) -> str:
-    """A hash of all that a page is made from; a picture painted anew shows in the time of its folder."""
+    """A hash of all that a page is made from; a new rendering shows in the time of its folder."""
     places = [inside(run.folder, mapping(record.get("files")).get("target")) for record in chunk]
     times = [place.parent.stat().st_mtime_ns if place and place.parent.exists() else 0 for place in places]
     code = read_if_there(Path(str(template.filename)))
@@ -116,7 +116,7 @@ def _state(run: Run, template: Template, chunk: Sequence[Record], head: dict[str
 
 
 def _head(run: Run, page: int) -> dict[str, Any]:
-    """What stands around the cards: on the first page all that concerns the whole run, else only its name."""
+    """What stands around the cards: on the first page all that concerns the whole run, otherwise only its name."""
     first = page == 1
     return {
         "title": run.title,

@@ -74,7 +74,7 @@ def devices() -> Iterator[str]:
 
 
 def extras() -> Iterator[str]:
-    """A line an extra: whether it is installed, or else what it would bring and how to install it."""
+    """A line an extra: whether it is installed, and otherwise what it would bring and how to install it."""
     for extra, (module, what) in EXTRAS.items():
         missing = f"missing, needed for {what}: pip install 'ph2p[{extra}]'"
         yield f"{extra}: {'installed' if find_spec(module) else missing}"

@@ -9,12 +9,12 @@ from ph2p.inverter import Inverter
 from ph2p.report.records import read_results
 from ph2p.report.table import summary_table, write_report
 from ph2p.run import stopping
+from ph2p.run.assignment import belongs
 from ph2p.run.build import build, check_optimizer, load_inverter, make_targets, quiet_libraries
 from ph2p.run.logs import RunLog, make_loggers
 from ph2p.run.ranks import Ranks
 from ph2p.run.results import ResultsFolder
 from ph2p.run.screen import Screen
-from ph2p.run.shares import belongs
 from ph2p.run.standing import Standing
 from ph2p.run.work import Work, check_checkpoints
 

@@ -4,7 +4,7 @@ Image batches are separate problems, so the ranks of a run exchange no tensor an
 has more to do, stops or dies takes no other with it. So no process group (gloo, nccl) is opened: its rendezvous,
 time-outs and watchdogs could only fail. In the eyes of Lightning each rank is alone, with a Trainer on the one
 device that is its own; its public cluster environments say which rank this process is. All meet in the results
-folder.
+folder. `assignment.py` says which images are a rank's.
 """
 
 import ctypes

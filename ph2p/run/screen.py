@@ -104,10 +104,10 @@ class BatchProgress:
         """A batch of `images` begins."""
         self._images = images
 
-    def report(self, share: float, doing: str) -> None:
-        """`share` in [0, 1] of the batch is done."""
+    def report(self, part: float, doing: str) -> None:
+        """`part` in [0, 1] of the batch is done."""
         what = f"{doing} {self._images} image{'s' if self._images > 1 else ''}"
-        self._bar.update(self._task, completed=self._done + share * self._images, description=what)
+        self._bar.update(self._task, completed=self._done + part * self._images, description=what)
 
     def finish(self) -> None:
         """The batch is through."""

@@ -1,4 +1,4 @@
-"""Stopping when told to: SIGTERM, and SIGUSR1, by which a cluster announces that a job's time is nearly up.
+"""Signals to stop: SIGTERM, and SIGUSR1, by which a cluster announces that a job's time is nearly up.
 
 A handler only takes a note. The run looks at it where everything is in order: within an evaluation of the
 objective, between the batches of candidates, between two images that are read or written, between two phases. While
@@ -27,7 +27,7 @@ class Stopped(SystemExit):
 
 
 def listen() -> None:
-    """Take note of the two signals from now on; call it first of all, for a signal before it kills."""
+    """Take note of the two signals from now on; call it first of all: a signal before it kills."""
     owner = os.getpid()
 
     def note(number: int, frame: FrameType | None) -> None:

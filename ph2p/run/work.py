@@ -12,12 +12,12 @@ from ph2p.evaluation.result import InversionResult, as_candidates, as_record, pi
 from ph2p.inverter import Inverter
 from ph2p.report.records import read_results
 from ph2p.run import stopping
+from ph2p.run.assignment import batches
 from ph2p.run.checkpoint import BatchCheckpoint
 from ph2p.run.logs import RunLog
 from ph2p.run.results import ResultsFolder
 from ph2p.run.screen import BatchProgress, Screen
 from ph2p.run.session import RunSession
-from ph2p.run.shares import batches
 from ph2p.run.standing import Standing, standing
 
 

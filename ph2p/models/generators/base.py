@@ -163,7 +163,7 @@ class Generator(Frozen):
         """What the denoiser knows of prompts: tensors of B rows for `predict`.
 
         Args:
-            token_ids: (B, M) long; what is read besides the embeddings: the end of text, and all that encoders
+            token_ids: (B, M) long; what is read as well as the embeddings: the end of text, and all that encoders
                 without a gradient see, which so follow the last projection.
             embeddings: (B, M, D), taken instead of the token embeddings of `token_ids`; gradients reach them.
 
@@ -227,7 +227,7 @@ class Generator(Frozen):
         guidance_scale: float = 5.0,
         guidance_rescale: float = 0.0,
     ) -> Tensor:
-        """Pictures (K, 3, H, W) in [0, 1], painted by the pipeline's own `__call__`.
+        """Renderings (K, 3, H, W) of prompts, in [0, 1], made by the pipeline's own `__call__`.
 
         Each has a random generator of its own, on the CPU: it depends neither on its batch nor on the device.
 

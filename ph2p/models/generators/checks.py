@@ -49,7 +49,7 @@ def check_conditioning(denoiser: Any, conditioning: Mapping[str, torch.Tensor]) 
 
 
 def check_image_size(size: tuple[int, int], denoiser: Any, scale: int, packing: int) -> None:
-    """The pipeline can paint pictures of this height and width.
+    """The pipeline can make renderings of this height and width.
 
     Raises:
         UserError: a side is no multiple of what the model needs, or too long.

@@ -53,6 +53,6 @@ class PixArtSigma(Generator):
 
 
 def _fold_case(tokenizer: Any) -> None:
-    """Let the tokenizer write text in lower case, as the pipeline does first: else capitals would be found."""
+    """Let the tokenizer write text in lower case, as the pipeline does first; otherwise capitals would be found."""
     backend = tokenizer.backend_tokenizer
     backend.normalizer = Sequence([Lowercase(), *([backend.normalizer] if backend.normalizer else [])])

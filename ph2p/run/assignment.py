@@ -1,8 +1,8 @@
-"""Which images a rank inverts, and in which batches: functions of names and numbers, the same whoever asks.
+"""Which image goes to which process of a run (its rank), and in which batches.
 
-A batch's composition decides the last bits of its results, so it must be the same after an interruption. So the
-images of a rank depend neither on what is finished nor on what else there is, and a batch that was begun is
-continued as it was.
+These are functions of names and numbers, the same whoever asks. A batch's composition decides the last bits of its
+results, so it must be the same after an interruption. So the images of a rank depend neither on what is finished nor
+on what else there is, and a batch that was begun is continued as it was.
 """
 
 import hashlib
@@ -13,7 +13,7 @@ def belongs(image_id: str, shard: tuple[int, int], rank: int = 0, world: int = 1
     """Whether an image is one of the rank's: of its shard (i, n), and there one of `world` parts.
 
     The hash of its id says so, h mod n = i and h div n mod world = rank. Two processes that see different lists,
-    for a picture was added in between, agree on all others. The price: of k images a rank has k / (n world), give
+    because a picture was added in between, agree on all others. The price: of k images a rank has k / (n world), give
     or take the square root of that.
     """
     index, shards = shard
