@@ -1,4 +1,4 @@
-"""What the documentation site needs beside `mkdocs.yml`: the evidence in the menu, and comments behind fields as their text."""
+"""What the site of the documentation needs beside `mkdocs.yml`: pages that its menu lacks, comments as texts."""
 
 import ast
 from pathlib import Path
@@ -6,13 +6,14 @@ from typing import Any
 
 import griffe
 
-EVIDENCE = "Methods and evidence"
+SECTION = "Methods and evidence"
 
 
 def on_config(config: Any) -> Any:
-    """Put the pages that `make evidence` has written into the menu; mkdocs calls this as a hook."""
-    pages = sorted(Path(config["docs_dir"]).glob("evidence*.md"))
-    (section,) = (entry[EVIDENCE] for entry in config["nav"] if EVIDENCE in entry)
+    """Put pages that the menu does not name at the end of a section, as those of `make evidence`; a hook of mkdocs."""
+    named = str(config["nav"])
+    pages = [page for page in sorted(Path(config["docs_dir"]).glob("*.md")) if f"'{page.name}'" not in named]
+    (section,) = (entry[SECTION] for entry in config["nav"] if SECTION in entry)
     section.extend({title(page): page.name} for page in pages)
     return config
 

@@ -94,5 +94,10 @@ def test_what_a_page_shows_is_there(page: Path) -> None:
             compile(textwrap.dedent(block), str(page), "exec")
 
 
+def test_every_method_has_its_line() -> None:
+    page = (ROOT / "docs" / "methods.md").read_text(encoding="utf-8")
+    assert not [file.stem for file in (ROOT / "configs/method").glob("*.yaml") if f"`{file.stem}`" not in page]
+
+
 def test_pages_show_commands() -> None:
     assert sum(len(commands(page)) for page in PAGES) > 25
