@@ -7,7 +7,7 @@ listen()  # before the slow imports: a signal to stop that comes first would kil
 # ruff: noqa: E402
 import sys
 
-from ph2p.cli import main
+from ph2p.cli import leave, main
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    leave(main(sys.argv[1:]))

@@ -10,7 +10,7 @@ A cell is one variant on one set of scenes with one seed: `count` images inverte
 - `follow`: note the best prompt so far on the way; `trace`: plot losses, gradient and distance as well.
 - `own_range`: measure the regret on the method's own timesteps too.
 - `probes`: what is measured without an inversion, see probes.py.
-- `small`, `full`: how many scenes of each set, and which seeds.
+- `small`, `full`: how many scenes, of all sets or {set: number}, and which seeds.
 """
 
 from collections.abc import Iterator
@@ -20,15 +20,22 @@ from typing import Any
 
 import yaml
 
-from ph2p.config.compose import config_dir
+from ph2p.config.compose import config_dir, load_config
 from ph2p.errors import UserError
 
 SIZES = ("smoke", "small", "full")
 # One scene at hardly any cost: it shows that everything runs, and its numbers say nothing.
 SMOKE = [
-    *("evaluation.draws=2", "evaluation.renders=2", "generator.steps=2", "method.budget=110", "method.draws=1"),
+    *("evaluation.draws=2", "evaluation.renders=2", "generator.steps=2", "method.budget=120", "method.draws=1"),
     *("method.steps=1", "method.prompt_length=3", "method.selection.shortlist=3", "method.selection.draws=2"),
     *("method.selection.finalists=1", "method.selection.steps=2"),
+]
+
+SMOKE_SEARCH = [
+    "method.search.share=0.3",
+    "method.search.starts=2",
+    "method.search.draws=1",
+    "method.search.race=[[4,1]]",
 ]
 
 
@@ -85,11 +92,19 @@ class Experiment:
         for name, arguments in sets:
             for seed in scale["seeds"]:
                 for variant in variants:
-                    words = [*self.content.get("words", []), *variant.words, f"seed={seed}", *(SMOKE if smoke else [])]
-                    yield Cell(variant, name, {**arguments, "count": scale["count"]}, seed, _apart(words))
+                    words = [*self.content.get("words", []), *variant.words, f"seed={seed}"]
+                    words += _smoke(words) if smoke else []
+                    count = scale["count"][name] if isinstance(scale["count"], dict) else scale["count"]
+                    yield Cell(variant, name, {**arguments, "count": count}, seed, _apart(words))
 
     def __getattr__(self, key: str) -> Any:
         return self.content.get(key)
+
+
+def _smoke(words: list[str]) -> list[str]:
+    """The words that make a cell small: those of the search only where the method has one."""
+    method = [word for word in words if word.startswith("method=")][-1:]
+    return SMOKE + (SMOKE_SEARCH if load_config(method).method.search else [])
 
 
 def _apart(words: list[str]) -> tuple[str, ...]:

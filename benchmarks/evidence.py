@@ -230,7 +230,7 @@ def parse(words: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--size", choices=SIZES, default="smoke")
     parser.add_argument("--experiment", help="the name of one; all if it is left out")
     parser.add_argument("--shard", default="0/1", help="i/n: every n-th cell from number i on")
-    parser.add_argument("--batch-size", type=int, default=8, help="scenes inverted at once")
+    parser.add_argument("--batch-size", type=int, default=16, help="scenes inverted at once")
     parser.add_argument("--output", default="outputs/evidence", help="the folder of the raw results")
     parser.add_argument("--docs", type=Path, help="the digest; docs/evidence.md, for smoke beside the raw results")
     parser.add_argument("--digest-only", action="store_true", help="run nothing, tell what there is")

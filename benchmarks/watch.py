@@ -11,7 +11,8 @@ from ph2p.evaluation.metrics import regret
 from ph2p.evaluation.result import InversionResult
 from ph2p.inversion.batch import Batch
 from ph2p.inversion.history import CandidateHistory
-from ph2p.inversion.objectives import candidate_losses, finite_or_infinite
+from ph2p.inversion.objectives import finite_or_infinite
+from ph2p.inversion.prompts import present, prompt_losses, stacked
 from ph2p.inversion.session import Session
 from ph2p.inverter import Inverter
 
@@ -23,9 +24,8 @@ class Watch(Session):
         super().__init__()
         self.counter, self.images = inverter.generator.counter, images
         self.before = self.spent()
-        self.visits: list[tuple[int, Tensor, Tensor]] = []  # samples, tokens (B, M), losses (B,): the lowest is best
+        self.visits: list[tuple[int, Tensor]] = []  # samples, and the best prompts so far (B, M)
         self.trace: dict[str, list[list[float]]] = {}
-        self.rounds: list[int] = []
 
     def spent(self) -> int:
         now = self.counter.read()
@@ -40,38 +40,21 @@ class Watch(Session):
         super().fit(module, data, epochs, [notes, *callbacks, After(notes)])
         history = next(one for one in callbacks if isinstance(one, CandidateHistory))
         each = len(history.token_ids[0]) // self.images  # restarts
+        best, lowest = None, torch.full((self.images,), torch.inf)
         for samples, tokens, losses in zip(notes.samples, history.token_ids, history.losses, strict=True):
             grouped = finite_or_infinite(losses).view(self.images, each)
-            best = grouped.argmin(1)
-            rows = torch.arange(self.images) * each + best
-            self.visits.append((samples, tokens[rows], grouped.amin(1)))
+            found = tokens[torch.arange(self.images) * each + grouped.argmin(1)]
+            better = grouped.amin(1) <= lowest
+            best = found if best is None else torch.where(better[:, None], found, best)
+            lowest = torch.minimum(lowest, grouped.amin(1))
+            self.visits.append((samples, best))
         self.trace = {"samples": [[s] * self.images for s in notes.samples[1:]]} | {
             name: [values[::each] for values in rows] for name, rows in notes.values.items()
         }
 
     def save_search(self, state: dict[str, Tensor]) -> None:
-        """Note the search's best prompts, where its state holds them as (B S, rounds, M) beside their losses."""
-        prompts, losses = state.get("prompts"), state.get("losses")
-        if prompts is None or losses is None or prompts.dim() != 3 or losses.shape != prompts.shape[:2]:
-            return
-        each = len(losses) // self.images
-        last = losses[:, -1].view(self.images, each)
-        rows = torch.arange(self.images, device=last.device) * each + last.argmin(1)
-        if not self.rounds:  # the search has draws of its own: losses before it do not compare
-            self.visits = [(s, t, torch.full_like(v, torch.inf)) for s, t, v in self._best()]
-        self.rounds.append(self.samples())
-        self.visits.append((self.rounds[-1], prompts[rows, -1].cpu(), last.amin(1).cpu()))
-
-    def _best(self) -> list[tuple[int, Tensor, Tensor]]:
-        """The visits with the best prompt so far in the place of each."""
-        found: list[tuple[int, Tensor, Tensor]] = []
-        for samples, tokens, losses in self.visits:
-            if found and tokens.shape == found[-1][1].shape:
-                better = (losses <= found[-1][2])[:, None]
-                tokens = torch.where(better, tokens, found[-1][1])
-                losses = torch.minimum(losses, found[-1][2])
-            found.append((samples, tokens, losses))
-        return found
+        """Note where the search stands: a round keeps the prompt it began with unless it finds a better one."""
+        self.visits.append((self.samples(), state["prompts"][:, -1].cpu()))
 
     def curves(self, inverter: Inverter, targets: list[Target], results: list[InversionResult]) -> None:
         """Give each result its curve: the regret, on the evaluation's draws, of the best prompt so far."""
@@ -79,17 +62,15 @@ class Watch(Session):
             return
         cfg, batch = inverter.cfg, Batch(targets, inverter.generator, inverter.scorer)
         draws = batch.draws(cfg.seed, "evaluation", cfg.evaluation.draws, cfg.evaluation.timesteps)
-        best = self._best()
         for row, result in enumerate(results):
             if result.loss_caption is None:
                 continue
-            one, known = slice(row, row + 1), {}
-            for _, tokens, _ in best:
-                ids = tuple(tokens[row].tolist())
-                if ids not in known:
-                    prompt = tokens[row].to(batch.latents.device)[None, None]
-                    known[ids] = float(candidate_losses(inverter.generator, batch.latents[one], prompt, draws[one]))
-            losses = [(samples, known[tuple(tokens[row].tolist())]) for samples, tokens, _ in best]
+            prompts = [(samples, present(tokens[row])) for samples, tokens in self.visits]
+            different = {tuple(ids.tolist()): ids for _, ids in prompts}
+            padded, one = stacked(list(different.values())).to(batch.latents.device), slice(row, row + 1)
+            found = prompt_losses(inverter.generator, batch.latents[one], padded[None], draws[one])[0].tolist()
+            known = dict(zip(different, found, strict=True))
+            losses = [(samples, known[tuple(ids.tolist())]) for samples, ids in prompts]
             losses.append((result.forward_samples + result.backward_samples, result.loss))
             curve = [(s, regret(loss, result.loss_caption, result.loss_empty)) for s, loss in losses]
             result.regret_curve = curve

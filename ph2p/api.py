@@ -1,6 +1,7 @@
 """Prompt inversion from Python."""
 
 import logging
+import re
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -15,18 +16,20 @@ from torch import Tensor
 from ph2p.config.compose import load_config
 from ph2p.config.keywords import as_overrides
 from ph2p.config.schema import Config
+from ph2p.config.words import Word
 from ph2p.data import Target, TargetError
 from ph2p.data.images import complaint, convert, read_image
 from ph2p.errors import UserError
 from ph2p.evaluation.result import InversionResult
 from ph2p.evaluation.score import TextScore, score_texts
-from ph2p.files import printable
+from ph2p.files import expand, printable
 from ph2p.inversion.session import Session
 from ph2p.inverter import Inverter
 from ph2p.run import build
 
 ImageLike = str | Path | Image.Image | np.ndarray | Tensor
 Result = InversionResult | TargetError
+WITHOUT_EFFECT = ("data", "name", "output", "logger", "resume", "ckpt_path", "shard")  # keys of a command's run
 TAKES = "give a path, a Pillow image, an array (H, W, 3) or a tensor (3, H, W), or a list of them"
 
 
@@ -124,6 +127,9 @@ def load_inverter(overrides: Sequence[str] | Config = (), **options: Any) -> Inv
             raise UserError(f"{words[0]}: give it to load_config, which has made the configuration")
         cfg = overrides
     else:
+        for word in map(Word.of, overrides):
+            if word.key != "data.fit" and word.key.partition(".")[0] in WITHOUT_EFFECT:
+                raise UserError(f"{word}: has no effect here: pictures are given to invert, and nothing is written")
         cfg = load_config([*overrides, *words])
     devices = cfg.trainer.get("devices", 1)
     if (len(devices) if isinstance(devices, list) else int(devices)) != 1 or cfg.trainer.get("num_nodes", 1) != 1:
@@ -167,20 +173,20 @@ def _check_keys(inverter: Inverter | None, overrides: Sequence[str], options: di
 
 def _check(picture: object, single: bool) -> None:
     """Refuse, before anything is loaded, what is no picture."""
-    if isinstance(picture, str) and "://" in picture:
-        raise UserError(f"{picture}: is not read from the net; download it and give the file")
+    if isinstance(picture, str) and re.match(r"[A-Za-z][A-Za-z0-9+.-]+:(//|.*;base64,)", picture):
+        raise UserError(f"{printable(picture[:60])}: is an address, and nothing is downloaded; give a file")
     if isinstance(picture, bytes | bytearray):
         raise UserError("bytes are no picture; open them first: Image.open(io.BytesIO(content))")
     if not isinstance(picture, ImageLike):
         raise UserError(f"{type(picture).__name__}: no picture; {TAKES}")
     if isinstance(picture, str | Path):
-        place = Path(picture).expanduser()
-        if place.is_dir():
+        place = expand(picture)
+        if not str(picture).strip() or place.is_dir():
             raise UserError(
-                f"{picture}: is a folder; give its files, or use the command: ph2p data=folder data.path=..."
+                f"{printable(picture)}: is a folder; give its files, or use the command: ph2p data=folder data.path=..."
             )
         if single and not place.exists():
-            raise TargetError(f"{picture}: does not exist: check the path")
+            raise TargetError(f"{printable(picture)}: does not exist: check the path")
 
 
 def _target(picture: ImageLike, number: int, inverter: Inverter) -> Target | TargetError:
@@ -188,9 +194,9 @@ def _target(picture: ImageLike, number: int, inverter: Inverter) -> Target | Tar
     size, fit, name = inverter.generator.image_size, inverter.cfg.data.get("fit", "crop"), f"image-{number}"
     try:
         if isinstance(picture, str | Path):
-            place = Path(picture).expanduser()
+            place = expand(picture)
             read = read_image(place, printable(picture), size, fit)
-            return Target(place.name, str(picture), read.image, notes=read.notes)
+            return Target(printable(place.name), printable(picture), read.image, notes=read.notes)
         read = convert(picture if isinstance(picture, Image.Image) else as_pillow(picture), size, fit)
         return Target(name, "memory", read.image, notes=read.notes)
     except TargetError as error:

@@ -1,21 +1,23 @@
-"""The `ph2p` command: a thin door. What it does stands in `config/`, `run/` and `report/`."""
+"""The `ph2p` command: a thin door. What it does stands in `config/`, `run/`, `report/` and `study/`."""
 
 import argparse
 import os
 import signal
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from ph2p.errors import UserError
-from ph2p.run.stopping import listen
+from ph2p.run.stopping import listen, requested
 
 if TYPE_CHECKING:
     from ph2p.config.schema import Config
 
 OTHERS = """\
 ph2p report DIR...   the page and table of results folders anew; --repaint, --remeasure: their renderings, their values
+ph2p study ...       a blind rating page of several results folders, and the analysis of what raters send back
 ph2p score IMAGE TEXT...   what texts are worth for a picture, such as a found prompt and a sentence of your own
 ph2p doctor [keys]   versions, devices, whether model and scorer are there, what the missing extras would bring
 ph2p [keys]          inverts images, as python train.py does:
@@ -25,7 +27,17 @@ ph2p [keys]          inverts images, as python train.py does:
 def entry() -> NoReturn:
     """The installed command."""
     listen()  # before the slow imports: a signal to stop that comes first would kill
-    sys.exit(main(sys.argv[1:]))
+    leave(main(sys.argv[1:]))
+
+
+def leave(code: int) -> NoReturn:
+    """End the process; at once where it was told to stop, for clearing away what libraries hold takes seconds."""
+    if requested():
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(AttributeError, OSError, ValueError):  # closed, or nobody is listening
+                stream.flush()
+        os._exit(code)
+    sys.exit(code)
 
 
 def main(argv: list[str]) -> int:
@@ -36,7 +48,8 @@ def main(argv: list[str]) -> int:
     try:
         command, words = (argv[0], argv[1:]) if argv[:1] and argv[0] in COMMANDS else ("", argv)
         code = COMMANDS[command](words)
-        sys.stdout.flush()
+        if sys.stdout:  # it may be closed
+            sys.stdout.flush()
         return code
     except BrokenPipeError:  # the reader has gone, as in `--help | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains again at its end
@@ -161,6 +174,56 @@ def _report(argv: list[str]) -> int:
     return 0
 
 
+def _study(argv: list[str]) -> int:
+    """`ph2p study build RUN...` and `ph2p study analyse KEY RATINGS...`."""
+    parser = _Parser("ph2p study", description="Have people rate prompts without knowing which run found them.")
+    parts = parser.add_subparsers(dest="part", required=True, metavar="build|analyse")
+    build = parts.add_parser("build", help="write the page for raters and its key")
+    build.add_argument("folders", nargs="+", type=Path, metavar="RUN", help="what a run has written: outputs/NAME")
+    build.add_argument("--output", type=Path, default=Path("study.html"), metavar="PAGE", help="default: study.html")
+    build.add_argument("--seed", type=int, default=0, help="of the order, and of the pictures if there are more")
+    build.add_argument("--pictures", type=int, metavar="N", help="at most so many; default: all")
+    build.add_argument("--checks", type=int, metavar="N", help="attention checks; default: 2 to 6")
+    build.add_argument("--points", type=int, default=5, choices=(5, 7), help="of each scale; default: 5")
+    build.add_argument("--questions", nargs="+", default=[], metavar="NAME", help="some of them, or a YAML file")
+    analyse = parts.add_parser("analyse", help="analyse what raters have sent back")
+    analyse.add_argument("key", type=Path, metavar="KEY", help="study.key.json, as build wrote it")
+    analyse.add_argument("ratings", nargs="+", type=Path, metavar="RATINGS", help=".csv or .json files of raters")
+    analyse.add_argument("--output", type=Path, metavar="NAME", help="of the files; default: study-analysis")
+    analyse.add_argument("--misses", type=int, default=0, metavar="N", help="attention checks a rater may miss")
+    analyse.add_argument("--seed", type=int, default=0, help="of the intervals")
+    arguments = parser.parse_args(argv)
+    return _build_study(arguments) if arguments.part == "build" else _analyse_study(arguments)
+
+
+def _build_study(arguments: argparse.Namespace) -> int:
+    from ph2p.run.screen import Screen
+    from ph2p.study.build import Plan, build_study
+    from ph2p.study.questions import choose
+
+    questions = choose(arguments.questions, arguments.points)
+    plan = Plan(questions, arguments.seed, arguments.pictures, arguments.checks)
+    built, screen = build_study(arguments.folders, arguments.output, plan), Screen()
+    for note in built.notes:
+        screen.say(note)
+    screen.say(f"Send raters {built.page.resolve()}")
+    screen.say(f"Keep {built.key.resolve()}: it says which run a prompt is from")
+    return 0
+
+
+def _analyse_study(arguments: argparse.Namespace) -> int:
+    from ph2p.run.screen import Screen
+    from ph2p.study.analyse import analyse_study, output_of, write_analysis
+    from ph2p.study.tables import Shown
+
+    analysis = analyse_study(arguments.key, arguments.ratings, arguments.misses, arguments.seed)
+    files, screen = write_analysis(analysis, arguments.output or output_of(arguments.key)), Screen()
+    screen.show(Shown(analysis))
+    for file in files:
+        screen.say(f"Wrote {file}")
+    return 0
+
+
 def _score(argv: list[str]) -> int:
     """`ph2p score IMAGE TEXT...`: any text's loss for a picture."""
     parser = _Parser("ph2p score", description="Measure what texts are worth for a picture, on the same draws.")
@@ -190,6 +253,7 @@ def _doctor(argv: list[str]) -> int:
 COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "": _invert,
     "report": _report,
+    "study": _study,
     "score": _score,
     "doctor": _doctor,
 }

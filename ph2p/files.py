@@ -83,8 +83,12 @@ def decode_text(content: bytes, name: str) -> str:
 
 
 def as_json(content: dict[str, Any], indent: int | None = None) -> bytes:
-    """JSON in UTF-8, in which numbers that are not finite are null: JSON has no others."""
-    return json.dumps(_finite(content), ensure_ascii=False, indent=indent, allow_nan=False).encode()
+    """JSON in UTF-8, in which numbers that are not finite are null: JSON has no others.
+
+    Bytes of a path that are no text stand as escapes, from which JSON reads them back.
+    """
+    text = json.dumps(_finite(content), ensure_ascii=False, indent=indent, allow_nan=False)
+    return text.encode("utf-8", "backslashreplace")
 
 
 def _finite(node: Any) -> Any:

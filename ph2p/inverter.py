@@ -137,8 +137,9 @@ class Inverter:
             meter.load_state_dict(state)
 
         def save(progress: dict[str, Tensor]) -> None:
-            session.report("searching", progress["losses"].shape[1] - 1, rounds)
             session.save_search(progress | meter.state_dict())
+            if done := progress["losses"].shape[1] - 1:
+                session.report("searching", done, rounds)
 
         search = Search(self.generator, batch.latents, batch.keys, method, self.cfg.seed)
         found, losses = search(known.token_ids, rounds, save, state)

@@ -66,20 +66,6 @@ class Wrapped:
         return self.call(self.inverter, targets, session)
 
 
-class Watched:
-    """A session that also calls `watch` at each report: an epoch, a round of the search, a stage."""
-
-    def __init__(self, session: Any, watch: Callable[[], None]) -> None:
-        self.session, self.watch = session, watch
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.session, name)
-
-    def report(self, stage: str, done: int, total: int) -> None:
-        self.session.report(stage, done, total)
-        self.watch()
-
-
 def plainly(inverter: Any, targets: Any, session: Any) -> Any:
     return inverter(targets, session)
 

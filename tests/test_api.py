@@ -43,14 +43,24 @@ def alone(inverter, file):
 # --- pictures -----------------------------------------------------------------------------------------------------
 
 
-def test_a_picture_has_the_same_prompt_in_every_form_and_place(inverter, file, pixels, alone):
+def test_a_picture_has_the_same_prompt_in_every_form_and_place(inverter, file, pixels, alone, monkeypatch):
     tensor = torch.from_numpy(pixels).permute(2, 0, 1)
-    forms = [str(file), Image.open(file), pixels, pixels / 255, tensor, tensor.float() / 255, pixels]
+    monkeypatch.setenv("PICS", str(file.parent))
+    forms = [
+        str(file),
+        f"$PICS/{file.name}",
+        Image.open(file),
+        pixels,
+        pixels / 255,
+        tensor,
+        tensor.float() / 255,
+        pixels,
+    ]
     other, *same = invert([255 - pixels, *forms], inverter=inverter)
     assert {result.prompt for result in same} == {alone.prompt}
     assert all(seen(result) == seen(alone) for result in same) and seen(other) != seen(alone)
     assert [result.loss for result in same] == pytest.approx([alone.loss] * len(forms))
-    assert (alone.image_id, same[1].image_id) == ("ramp.png", "image-2")
+    assert (alone.image_id, same[2].image_id) == ("ramp.png", "image-3")
 
 
 def seen(result) -> set[tuple[int, ...]]:
@@ -108,6 +118,10 @@ def test_any_text_can_be_scored_beside_a_found_prompt(inverter, file, alone):
     [
         (b"\x89PNG", "Image.open"),
         ("https://example.org/a.png", "download"),
+        ("data:image/png;base64,AAAA", "address"),
+        ("$NO_SUCH_VARIABLE/a.png", "does not exist"),
+        ("", "folder"),
+        (Image.new("RGB", (0, 4)), "no pixels"),
         (".", "folder"),
         ("~/no/such/file.png", "does not exist"),
         (5, "int: no picture"),
@@ -127,7 +141,7 @@ def test_what_is_no_picture_is_said(picture, said, inverter):
 
 def test_what_is_no_picture_is_said_before_a_model_is_loaded():
     for picture in (b"", "~/no/such/file.png", ["https://example.org/a.png"]):
-        with pytest.raises(UserError, match=r"Image.open|not exist|net"):
+        with pytest.raises(UserError, match=r"Image.open|not exist|address"):
             invert(picture, generator="no/where")
 
 
@@ -181,6 +195,12 @@ def test_a_wrong_keyword_is_one_line(options, said, file):
         with pytest.raises(UserError, match=said) as caught:
             function(**options)
         assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("word", ["data.path=x", "data=world", "name=x", "output=x", "resume=force", "shard=0/2"])
+def test_words_without_an_effect_are_refused(word):
+    with pytest.raises(UserError, match=f"^{word}: has no effect here"):
+        load_inverter(["method=ph2p", word])
 
 
 def test_an_inverter_takes_no_further_keys(inverter, file):

@@ -45,6 +45,7 @@ def test_keys_are_a_run(runs, tmp_path):
         (["report", "--repaint", "--remeasure", "."], "--repaint"),
         (["report", "x"], "outputs/NAME"),
         (["report", "--set", "generator.steps=4", "x"], "--repaint"),
+        (["study"], "build|analyse"),
         (["doctor", "metod=ph2p"], "method"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
@@ -134,6 +135,14 @@ def test_the_installed_command_hears_signals_too(monkeypatch):
         cli.entry()
     assert called == ["listen", ["seed=1"]] and stopped.value.code == 3
     assert not stopping.requested()
+
+
+def test_a_stopped_process_ends_without_clearing_away(root):
+    code = "import atexit, os, signal, train; atexit.register(print, 'late'); print('said')"
+    for kill, late in (("os.kill(os.getpid(), signal.SIGTERM)", ""), ("pass", "late\n")):
+        command = [sys.executable, "-c", f"{code}\n{kill}\ntrain.leave(143)"]
+        done = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=300)
+        assert (done.returncode, done.stdout) == (143, f"said\n{late}")
 
 
 # --- doctor -------------------------------------------------------------------------------------------------------

@@ -26,7 +26,7 @@ from ph2p.config.settings import as_yaml, difference, read_settings, settings
 from ph2p.config.sweep import jobs
 from ph2p.data import Targets
 from ph2p.errors import UserError
-from ph2p.run.build import load_inverter
+from ph2p.run.engine import run
 from ph2p.run.logs import RunLog, make_loggers
 from ph2p.world.coco import write_coco
 
@@ -311,6 +311,8 @@ WRONG = [  # the command line's words, and what the line must name
     ("+trainer.enable_progress_bar=true", "trainer.enable_progress_bar"),
     ("trainer.precision=7", "trainer.precision=7"),
     ("trainer.precision=16-mixed", "trainer.precision=16-mixed"),
+    ("generator.lora_scale=0.5", "generator.lora_scale=0.5: there is no generator.lora"),
+    ("generator.lora_revision=v1", "generator.lora_revision=v1: there is no generator.lora"),
     ("trainer.num_nodes=0", "trainer.num_nodes=0"),
     ("+trainer.strategy=ddp", "trainer.strategy"),
     ("shard=3/3", "shard=3/3"),
@@ -368,9 +370,9 @@ CONSTRUCTORS = [  # what only the thing that is built from it can refuse
 
 
 @pytest.mark.parametrize(("words", "key"), CONSTRUCTORS, ids=[words for words, _ in CONSTRUCTORS])
-def test_what_cannot_be_built_gives_one_line_before_a_model_is_loaded(words, key):
+def test_what_cannot_be_built_gives_one_line_before_a_model_is_loaded(words, key, tmp_path):
     with pytest.raises(UserError) as caught:
-        load_inverter(load_config([*words.split(), "generator.path=nowhere"]))
+        run(load_config([*words.split(), f"output={tmp_path}"]), load=lambda cfg: pytest.fail("loads a model"))
     message = str(caught.value)
     assert message.startswith(key) and "\n" not in message and len(message) < 400, message
 
@@ -445,7 +447,9 @@ def test_the_help_says_what_every_key_means():
         keys = help_text(words).partition("Keys")[2].splitlines()[2:]
         silent = [line for line in keys if " # " not in line and "_target_" not in line]
         assert not [
-            line for line in silent if not re.match(r"    (  )?(group|save_dir|project|name|offline|lr):", line)
+            line
+            for line in silent
+            if not re.match(r"    (  )?(group|save_dir|project|name|offline|lr):|        \w+: \d+$", line)
         ]
         assert len(keys) > 60
     text = help_text(["seed=3"])

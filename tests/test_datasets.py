@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import math
 import os
 import subprocess
 import sys
@@ -179,6 +180,8 @@ BAD_TABLES = {
     "e.csv": [
         (b'file_name,caption\na,b\nc,"d\ne,f\n', "line 3: a quotation mark is never closed"),
         (b'file_name,caption\na,"b\nc,"d\n', "line 2: "),  # one that another line's closes
+        (b'file_name,caption\na.png,"b\nc.png,d"\n', "line 2: a quotation mark takes in the next lines, such as c.png"),
+        (b"file_name,caption,caption\na,b,c\n", "line 1 names caption twice"),
         (b"file_name,caption\na,b\n\nc\n", "line 4 has 1 columns, the first line 2"),
         (
             b"file_name,caption\na,red, round\n",
@@ -345,24 +348,32 @@ def test_members_with_dots_links_and_others(tmp_path):
         add("2.heic", b"x")
         add("alone.txt", b"x")
         add("._1.png", b"x")
+        add("7.crop.png", picture_bytes(30))
+        add("7.txt", b"seven")
+        add("8.a.png", picture_bytes(40))
+        add("8.b.png", picture_bytes(40))
+        add("8.txt", b"whose?")
     for targets in (
         ShardTargets(str(shard), image_size=SIZE),
         ShardTargets(str(shard), image_size=SIZE),
     ):  # and its index
-        assert targets.ids == ["0/sub/22.05.png", "0/1.png", "0/1.jpg", "0/hard.png", "0/sub/soft.png"]
+        dotted = ["0/7.crop.png", "0/8.a.png", "0/8.b.png"]
+        assert targets.ids == ["0/sub/22.05.png", "0/1.png", "0/1.jpg", "0/hard.png", "0/sub/soft.png", *dotted]
         shades = [round(float(targets.load(k).image[0].mean() * 255)) for k in range(5)]
         assert shades == pytest.approx([10, 20, 22, 20, 20], abs=2)
-        assert [targets.load(k).references for k in range(4)] == [("in May",), ("one",), ("one",), ()]
+        references = [targets.load(k).references for k in range(8)]
+        assert references == [("in May",), ("one",), ("one",), (), (), ("seven",), (), ()]
         passed = dict(targets.skipped)
         assert set(passed) == {
             f"0/{name}"
-            for name in ("1.mask.png", "lost.png", "circle.png", "pipe.png", "2.heic", "alone.txt", "._1.png")
+            for name in ("1.mask.png", "lost.png", "circle.png", "pipe.png", "2.heic", "alone.txt", "._1.png", "8.txt")
         }
         words = {
             "1.mask.png": "a further part of 1",
             "lost.png": "link",
             "2.heic": "pillow-heif",
             "alone.txt": "no picture",
+            "8.txt": "a text of several pictures",
         }
         assert all(word in passed[f"0/{name}"] for name, word in words.items())
 
@@ -452,7 +463,7 @@ def test_the_table_of_curves_holds_every_batch_of_both_runs(place):
         assert all(float(row["candidate_loss"]) > 0 for row in mine)
         assert [float(row["search_loss"]) for row in rounds] == content["search_curve"]
         assert len(content["search_curve"]) >= 2
-        assert content["search_curve"] == sorted(content["search_curve"], reverse=True)
+        assert all(math.isfinite(loss) for loss in content["search_curve"])  # each on draws of its own
     assert {row["image_id"] for row in rows} == {record["image_id"] for record in records}
 
 

@@ -60,7 +60,7 @@ def test_a_page_asks_no_other_host(site: Path) -> None:
 def test_the_reference_holds_every_public_name_and_module(site: Path) -> None:
     stub = (ROOT / "ph2p" / "__init__.pyi").read_text(encoding="utf-8")
     names = re.findall(r" as (\w+)$", stub, re.MULTILINE)
-    page = (site / "reference" / "index.html").read_text(encoding="utf-8")
+    page = (site / "reference" / "python.html").read_text(encoding="utf-8")
     assert len(names) > 20
     assert not [name for name in names if f'id="ph2p.{name}"' not in page]
     modules = [file.stem for file in (ROOT / "ph2p" / "inversion").glob("[!_]*.py")]

@@ -91,7 +91,7 @@ def test_losses_of_texts_and_candidates(generator, targets):
 
 
 def test_finalists_are_ranked_by_what_the_model_paints(inverter_of):
-    inverter = inverter_of("method=random", "seed=7", "method.selection.steps=3")
+    inverter = inverter_of("method=random", "seed=7", "method.selection.steps=3", "method.selection.finalists=3")
     generator, scorer = inverter.generator, inverter.scorer
     rule = make_rule(generator, scorer, inverter.cfg)
     candidates = [

@@ -49,7 +49,7 @@ def test_the_main_table_has_every_method():
     methods = {load_config(variant.words).method.name for variant in main.variants}
     assert methods == {path.stem for path in (config_dir() / "method").glob("*.yaml")}
     counts = {size: sum(cell.world["count"] for cell in experiments(size, "main")[0].cells()) for size in SIZES}
-    assert counts == {"smoke": 12, "small": 12 * 2 * 2 * 32, "full": 12 * 2 * 3 * 64}
+    assert counts == {"smoke": 13, "small": 13 * 2 * (32 + 16), "full": 13 * 2 * 3 * 64}
     with pytest.raises(UserError, match=r"^experiment=none: choose one of main, timesteps, "):
         experiments("small", "none")
 

@@ -144,6 +144,21 @@ def test_a_unet_for_inpainting_is_refused(copy):
     assert "takes 9 channels and the VAE gives 4; take a text-to-image model" in complaint(copy)
 
 
+def test_texts_of_another_width_are_refused_when_loaded(copy, folders, tmp_path):
+    unet = diffusers.UNet2DConditionModel.from_pretrained(copy, subfolder="unet")
+    width = unet.config.cross_attention_dim
+    diffusers.UNet2DConditionModel(**dict(unet.config) | {"cross_attention_dim": 2 * width}).save_pretrained(
+        copy / "unet"
+    )
+    assert f"takes texts of width {2 * width} and the text encoder gives {width} (encoder_hidden" in complaint(copy)
+    flux = shutil.copytree(folders["flux_schnell"], tmp_path / "flux")
+    transformer = diffusers.FluxTransformer2DModel.from_pretrained(flux, subfolder="transformer")
+    pooled = transformer.config.pooled_projection_dim
+    options = dict(transformer.config) | {"pooled_projection_dim": pooled + 1}
+    diffusers.FluxTransformer2DModel(**options).save_pretrained(flux / "transformer")
+    assert f"takes texts of width {pooled + 1} and the text encoder gives {pooled} (pooled_proj" in complaint(flux)
+
+
 def test_a_tiny_autoencoder_encodes_and_decodes_as_its_own(copy):
     torch.manual_seed(0)
     sizes = dict(block_out_channels=(8, 8), num_encoder_blocks=(1, 1), num_decoder_blocks=(1, 1))

@@ -92,7 +92,11 @@ def test_bad_lora_weights_give_one_line(folders, lora, tmp_path):
         ("sd", tmp_path / "lora.bin", "lora.bin: pickled weights are unsafe"),
         ("sd", tmp_path / "none", "no such file or folder"),
         ("pixart", lora, "PixArtSigmaPipeline takes no LoRA weights"),
-        ("sd", tmp_path / "odd.safetensors", "odd.safetensors: cannot be loaded .*give LoRA weights of this model"),
+        (
+            "sd",
+            tmp_path / "odd.safetensors",
+            "odd.safetensors: 1 of 1 weights fit nothing in this model .*give LoRA weights of this",
+        ),
     ):
         with pytest.raises(UserError, match=message) as caught:
             load_generator(folders[name], lora=file)
@@ -180,6 +184,10 @@ def test_a_tokenizer_of_sentencepiece_alone_will_do(folders, tmp_path):
         ("sd", dict(omit=["vae"]), r"generator.omit=\['vae'\]: of StableDiffusionPipeline nothing may be left out"),
         ("sd3", dict(omit=["vae"]), "may be left out: text_encoder_3, tokenizer_3"),
         ("pixart", dict(clip_skip=1), "generator.clip_skip=1: PixArtSigmaPipeline has none"),
+        ("sd", dict(clip_skip=9), "generator.clip_skip=9: the text encoder has fewer layers"),
+        ("sdxl", dict(clip_skip=9), "generator.clip_skip=9: the text encoder has fewer layers"),
+        ("sd", dict(config="owner/model"), "generator.config=owner/model: is for a single file"),
+        ("sd", dict(revision="v1"), "generator.revision=v1: .*/sd is no model on the hub"),
         ("sd", dict(image_size=20), "generator.image_size=20: this model needs a multiple of 8"),
     ],
 )
@@ -189,8 +197,8 @@ def test_options_that_do_not_fit_give_one_line(folders, name, options, message):
 
 
 def test_guidance_that_cannot_be_rescaled_stops_before_the_run(folders, tmp_path):
-    words = [f"generator.path={folders['sd3']}", "generator.allowlist=null", "trainer=cpu"]
-    words += ["generator.guidance_rescale=0.7"]
+    words = [f"generator.path={folders['sd3']}", "generator.allowlist=null", "trainer=cpu", "method.prompt_length=3"]
+    words += ["generator.guidance_rescale=0.7", "method.prompt_length=8"]
     with pytest.raises(UserError, match=r"generator.guidance_rescale=0.7: StableDiffusion3Pipeline has none; give 0"):
         load_inverter(load_config(words))
 

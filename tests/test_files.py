@@ -1,5 +1,6 @@
 """Text of every encoding, paths as a shell user writes them, files that several processes write at once."""
 
+import json
 import os
 import subprocess
 import sys
@@ -7,7 +8,7 @@ import sys
 import pytest
 
 from ph2p.errors import UserError
-from ph2p.files import expand, label, read_text, write_whole
+from ph2p.files import as_json, expand, label, read_text, write_whole
 
 TEXT = "naïve\n星 cat\n"
 
@@ -74,3 +75,8 @@ def test_a_write_that_fails_leaves_what_was_there(tmp_path):
     with pytest.raises(OSError):
         write_whole(tmp_path / "a", b"x")
     assert os.listdir(tmp_path) == ["a"]
+
+
+def test_json_holds_bytes_that_are_no_text():
+    content = {"path": os.fsdecode(b"caf\xe9 \xc3\xa9")}
+    assert json.loads(as_json(content)) == content

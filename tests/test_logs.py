@@ -93,7 +93,7 @@ def test_a_text_is_cut_after_the_last_word_that_fits(generator):
 
 
 def test_a_long_true_caption_does_not_stop_a_run(inverter_of, targets):
-    inverter = inverter_of("method.budget=400", "evaluation.draws=4")
+    inverter = inverter_of("method.budget=700", "evaluation.draws=4")
     long = replace(targets[0], caption="red dog above a green circle " * 5)
     strange = replace(targets[1], caption=f"a {EOS}", references=("small blue circle", "red", "blue " * 30))
     alone = replace(targets[2], caption=None)

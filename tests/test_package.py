@@ -52,6 +52,7 @@ def test_the_public_names(root, tmp_path):
     [
         *("ph2p", "ph2p.cli", "ph2p.config", "ph2p.config.compose", "ph2p.evaluation", "ph2p.run", "ph2p.run.stopping"),
         *("ph2p.report", "ph2p.report.table", "ph2p.report.page", "ph2p.report.records"),
+        *("ph2p.study.build", "ph2p.study.analyse", "ph2p.study.plot"),
     ],
 )
 def test_an_import_loads_nothing_heavy(module, root, tmp_path):
@@ -117,7 +118,8 @@ def test_a_wheel_works_in_an_empty_folder(installed, root, tmp_path):
     assert Path(where).is_relative_to(installed.parent)
     home = Path(where).parent
     assert (home / "py.typed").exists() and (home / "__init__.pyi").exists()
-    for name in ("configs/train.yaml", "configs/method/ph2p.yaml", "report/templates/report.html.j2"):
+    packed = ("report/templates/report.html.j2", "study/templates/study.html.j2", "study/templates/study.js")
+    for name in ("configs/train.yaml", "configs/method/ph2p.yaml", *packed):
         assert (home / name).exists()
 
     version = run([installed / "ph2p", "--version"], tmp_path)

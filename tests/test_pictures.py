@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image, ImageCms, PngImagePlugin
 
-from ph2p.data import TargetError, as_target, from_pil, load_image
+from ph2p.data import Target, TargetError, from_pil, load_image
 from ph2p.data.formats import formats, suffixes
 from ph2p.data.images import read_image
 
@@ -74,7 +74,6 @@ def test_a_profile_that_cannot_be_used_is_left_aside_and_said(tmp_path, mode, pr
     assert colour_of(picture.image) == pytest.approx(RED, abs=8)
     (note,) = picture.notes
     assert "colour profile" in note and "sRGB" in note and "\n" not in note
-    assert as_target(tmp_path / "a.tif", "x", SIZE).notes == picture.notes
 
 
 # --- sound pictures and what is wrong with others ---------------------------------------------------
@@ -167,85 +166,20 @@ def test_pictures_that_are_no_squares(shape):
         assert torch.equal((from_pil(same, (24, 40), fit) * 255).permute(1, 2, 0).byte(), torch.tensor(np.array(same)))
 
 
-# --- pictures given in Python -----------------------------------------------------------------------
+# --- keys -------------------------------------------------------------------------------------------
 
 
-def test_one_picture_in_every_form_is_one_target(tmp_path, monkeypatch):
-    pixels = np.random.default_rng(0).integers(0, 256, (30, 20, 3), dtype=np.uint8)
-    image = Image.fromarray(pixels)
-    image.save(tmp_path / "a.png")
-    monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.setenv("PICS", str(tmp_path))
-    floats = pixels.astype(np.float32) / 255
-    tensor = torch.from_numpy(floats).permute(2, 0, 1)
-    forms = [
-        tmp_path / "a.png",
-        "~/a.png",
-        "$PICS/a.png",
-        str(tmp_path / "a.png"),
-        image,
-        image.convert("RGBA"),
-        pixels,
-    ]
-    forms += [
-        pixels[:, ::-1][:, ::-1],
-        floats,
-        floats.astype(np.float64),
-        tensor,
-        tensor.double(),
-        tensor.requires_grad_(),
-    ]
-    targets = [as_target(form, f"image-{k}", SIZE) for k, form in enumerate(forms)]
-    assert len({target.key for target in targets}) == 1
-    assert len(targets[0].key) == 16 and int(targets[0].key, 16)
-    assert [target.image_id for target in targets[3:6]] == ["a.png", "image-4", "image-5"]
-    assert targets[0].source == targets[1].source == str(tmp_path / "a.png")
-    for target in targets:
-        assert torch.equal(target.image, load_image(tmp_path / "a.png", SIZE))
-    others = [
-        as_target(image, "x", SIZE, "pad"),
-        as_target(image, "x", (SIZE, 8)),
-        as_target(image.rotate(90), "x", SIZE),
-    ]
-    assert len({target.key for target in [*targets, *others]}) == 4
+def test_a_key_is_what_the_model_sees_and_nothing_else():
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (30, 20, 3), dtype=np.uint8))
+
+    def key(picture: Image.Image, size=SIZE, fit="crop", name="x") -> str:
+        return Target(name, name, from_pil(picture, size, fit)).key
+
+    assert key(image) == key(image.convert("RGBA"), name="another") and int(key(image), 16)
+    others = [key(image), key(image, fit="pad"), key(image, (SIZE, 8)), key(image.rotate(90))]
+    assert len(set(others)) == 4 and {len(one) for one in others} == {16}
 
 
-RAMP = np.linspace(0, 1, 300, dtype=np.float32).reshape(10, 10, 3)
-
-
-@pytest.mark.parametrize(
-    ("given", "words"),
-    [
-        (b"\x89PNG", "bytes"),
-        ("https://example.org/a.png", "address"),
-        ("file:///a.png", "address"),
-        ("data:image/png;base64,AAAA", "address"),
-        ("", "a path"),
-        (None, "NoneType"),
-        (3, "int"),
-        ([1, 2], "list"),
-        (RAMP * 255, "floats from 0 to 255"),
-        (RAMP * 2 - 1, "floats from -1 to 1"),
-        (RAMP * np.nan, "floats from nan"),
-        (RAMP.transpose(2, 0, 1), r"an array \(3, 10, 10\)"),
-        (RAMP[..., 0], r"an array \(10, 10\)"),
-        (RAMP[:0], r"an array \(0, 10, 3\)"),
-        ((RAMP * 255).astype(np.int32), "of int32"),
-        (torch.from_numpy(RAMP), r"a tensor \(10, 10, 3\)"),
-        (torch.zeros(3, 9, 9, dtype=torch.uint8), "a tensor .* of torch.uint8"),
-        (torch.zeros(1, 3, 9, 9), r"a tensor \(1, 3, 9, 9\)"),
-    ],
-)
-def test_anything_else_is_told_what_is_taken(given, words):
-    with pytest.raises(TargetError, match=rf"^image-7: .*{words}.*: give a path, a Pillow image, an array") as caught:
-        as_target(given, "image-7", SIZE)
-    assert "\n" not in str(caught.value)
-
-
-def test_a_file_that_is_missing_or_broken_is_named(tmp_path):
-    with pytest.raises(TargetError, match=r"no\.png: does not exist"):
-        as_target(tmp_path / "no.png", "x", SIZE)
-    content = io.BytesIO()
-    Image.effect_noise((64, 64), 90).save(content, "PNG")
-    with pytest.raises(TargetError, match=r"^image-2: is damaged or cut off"):
-        as_target(Image.open(io.BytesIO(content.getvalue()[:1500])), "image-2", SIZE)
+def test_a_picture_without_pixels_is_none():
+    with pytest.raises(ValueError, match="no pixels"):
+        from_pil(Image.new("RGB", (0, 4)), SIZE)

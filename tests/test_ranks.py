@@ -332,9 +332,20 @@ def test_a_cluster_with_another_number_of_tasks_is_refused(runner, capfd, monkey
     assert "trainer: " in line and "devices" in line
 
 
-def test_python_stays_in_its_process(words):
+def test_python_stays_in_its_process():
     with pytest.raises(UserError, match=r"trainer\.devices"):
-        invert(TRAIN, [*words, "trainer.devices=2"])
+        invert(TRAIN, ["trainer=cpu", "trainer.devices=2"])
+
+
+def test_nodes_on_which_nobody_has_started_anything_are_refused(monkeypatch):
+    """Otherwise half of the images would be nobody's, and all would look well."""
+    for name in ("NODE_RANK", "GROUP_RANK"):
+        monkeypatch.delenv(name, raising=False)
+    trainer = {"accelerator": "cpu", "devices": 1, "num_nodes": 2}
+    with pytest.raises(ValueError, match=r"num_nodes=2, but nothing has started .* NODE_RANK"):
+        Ranks(trainer)
+    monkeypatch.setenv("NODE_RANK", "1")
+    assert (Ranks(trainer).rank, Ranks(trainer).world) == (1, 2)
 
 
 def test_a_rank_is_alone_in_the_eyes_of_lightning(monkeypatch):

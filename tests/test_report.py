@@ -5,6 +5,7 @@ import io
 import json
 import os
 import re
+import shutil
 from html.parser import HTMLParser
 from itertools import pairwise
 from pathlib import Path
@@ -291,6 +292,15 @@ def test_only_what_has_changed_is_written_again(many):
     assert changed(before) == {"index-2.html", f"thumbnails/{target}.webp"}
 
 
+def test_thumbnails_that_were_deleted_are_made_again(many):
+    write_report(many)
+    thumbnails = sorted((many / "thumbnails").rglob("*.webp"))
+    assert thumbnails
+    shutil.rmtree(many / "thumbnails")
+    write_report(many)
+    assert sorted((many / "thumbnails").rglob("*.webp")) == thumbnails
+
+
 def test_pages_that_are_no_longer_needed_go(many):
     write_report(many)
     (many / "results" / "part-00000.jsonl").unlink()
@@ -398,6 +408,23 @@ def test_lines_that_are_no_record_are_passed_over(tmp_path):
     part = tmp_path / "results" / "part-00000.jsonl"
     part.write_bytes(part.read_bytes()[:-1])  # cut inside a character
     assert [r["image_id"] for r in read_results(tmp_path)] == ["a", "c\u2028d"]
+
+
+def test_a_part_that_is_nothing_but_damage_is_no_empty_one(tmp_path):
+    part = tmp_path / "results" / "part-00000.jsonl"
+    part.parent.mkdir()
+    for content, known in (
+        (b"", True),
+        (b'{"image_id": "a', True),
+        (bytes(9) + b"\n", False),
+        (b"version 1\noid\n", False),
+    ):
+        part.write_bytes(content)
+        if known:
+            assert read_results(tmp_path) == []
+        else:
+            with pytest.raises(UserError, match=r"part-00000\.jsonl: holds no record, so it is damaged"):
+                read_results(tmp_path)
 
 
 def test_no_such_folder(tmp_path):

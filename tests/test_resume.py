@@ -5,6 +5,7 @@ import os
 import random
 import signal
 import subprocess
+import time
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -12,13 +13,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from runs import QUICK, SMALL, Runner, Watched, found, kill_after, lines, make_pictures
+from runs import QUICK, SMALL, Runner, found, kill_after, lines, make_pictures
 
 from ph2p.config.compose import load_config
 from ph2p.errors import UserError
 from ph2p.report.records import read_results
-from ph2p.run import session
+from ph2p.run import session, stopping
 from ph2p.run.checkpoint import BatchCheckpoint
+from ph2p.run.engine import run
 from ph2p.run.remeasure import remeasure, repaint
 from ph2p.run.results import ResultsFolder
 
@@ -82,23 +84,22 @@ def crash_after(steps: int):
     left = [steps]
 
     def call(inverter, targets, session):
-        return inverter(targets, Reporting(session))
+        report = session.report
 
-    class Reporting(Watched):
-        def __init__(self, session):
-            super().__init__(session, lambda: None)
-
-        def report(self, stage, done, total):
-            super().report(stage, done, total)
+        def counting(stage, done, total):
+            report(stage, done, total)
             left[0] -= bool(done)
             if left[0] <= 0:
                 raise RuntimeError(stage)
+
+        session.report = counting  # on this one: its fit reports by itself
+        return inverter(targets, session)
 
     return call
 
 
 def test_an_error_after_every_single_epoch_and_round(place, runner, undisturbed):
-    folder, crashes = place / "out" / "crashing", 0
+    folder, crashes = place / "out" / "crashing", 0  # 14 reports a batch, of three batches
     # The three last reports of a batch lie behind the last checkpoint, so four steps are needed to get over them.
     while (code := runner.run("name=crashing", call=crash_after(4))) != 0:
         assert code == 70 and crashes < 60
@@ -168,6 +169,25 @@ def test_sigterm_ends_a_run_before_the_next_call_of_the_denoiser(place, runner, 
     assert stops >= 10
 
 
+def test_sigterm_ends_a_run_while_its_model_is_loaded(place):
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1)}
+
+    def load(cfg):
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(100)
+
+    try:
+        stopping.listen()
+        words = [*SMALL, f"data.path={place}/pictures", f"output={place}/out", "name=loading"]
+        begun = time.monotonic()
+        assert run(load_config(words), load) == 143 and time.monotonic() - begun < 50
+    finally:
+        stopping.listen()  # forgets the signal
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    assert not (place / "out" / "loading").exists()
+
+
 @pytest.mark.parametrize("method", ["soft", "pez_diffusion"])
 def test_sigterm_within_an_epoch_of_several_steps(place, runner, model_overrides, method):
     """AdamW's state and the position among the epoch's draws are in the checkpoint; finished steps are not repeated."""
@@ -233,6 +253,14 @@ def test_a_changed_configuration_is_refused_with_its_key(runner, stopped, capfd)
     assert (stopped / "checkpoints" / "part-00000.ckpt").read_bytes() == before
     assert runner.run("name=stopped", "method.prompt_length=2", "resume=force") == 0  # the batch begins anew
     assert all(len(record["token_ids"]) == 2 for record in lines(stopped))
+
+
+def test_a_checkpoint_that_cannot_be_gone_on_from_is_refused_before_a_model_is_loaded(place):
+    words = [*SMALL, f"data.path={place}/pictures", f"output={place}/out", "name=early", "generator=sd15"]
+    for path, reason in (("/nope.ckpt", "cannot be read as a checkpoint"), (__file__, "cannot be read")):
+        with pytest.raises(UserError, match=f"{path}: {reason}"):
+            run(load_config([*words, f"ckpt_path={path}"]), pytest.fail)
+    assert not (place / "out" / "early").exists()
 
 
 def test_a_broken_checkpoint_gives_one_line(tmp_path):

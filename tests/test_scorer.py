@@ -182,3 +182,8 @@ def test_the_clip_objective_needs_the_generators_tokens(folders, model_overrides
     for other in (swapped, folders["siglip"]):
         with pytest.raises(UserError, match=r"method.objective=clip: .*scorer.path"):
             load_inverter(load_config([*words, f"scorer.path={other}"]))
+
+
+def test_a_folder_has_no_revision(tmp_path):
+    with pytest.raises(UserError, match=r"scorer\.revision=v1: .* is no model on the hub"):
+        load_scorer(tmp_path, revision="v1")

@@ -62,3 +62,10 @@ def test_nobody_need_be_listening(where):
     done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, cwd=root, timeout=100)
     os.close(writer)
     assert (done.returncode, done.stderr) == (0, b"")
+
+
+def test_a_screen_that_is_closed_takes_everything():
+    code = "from ph2p.cli import main; from ph2p.run.screen import Screen; Screen().say('x'); exit(main(['--version']))"
+    command = ["sh", "-c", 'exec "$0" -c "$1" >&-', sys.executable, code]
+    done = subprocess.run(command, stderr=subprocess.PIPE, cwd=Path(__file__).parents[1], timeout=100)
+    assert (done.returncode, done.stderr) == (0, b"")

@@ -202,7 +202,10 @@ def test_images_are_independent_and_a_search_goes_on(generator, latents, method)
         found, alone_losses = Search(generator, latents[one], [key], method, 0)(starts[one], 4)
         assert torch.equal(found[0], whole[row]) and torch.equal(alone_losses[0], losses[row])
     states = []
-    keep = lambda state: states.append({name: value.clone() for name, value in state.items()})  # noqa: E731
+
+    def keep(state):
+        states.append({name: value.clone() for name, value in state.items()} | {"other": torch.ones(1)})
+
     Search(generator, latents, KEYS, method, 0)(starts, 2, keep)
     again, again_losses = Search(generator, latents, KEYS, method, 0)(starts, 4, state=states[-1])
     assert torch.equal(again, whole) and torch.equal(again_losses, losses)

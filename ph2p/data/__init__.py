@@ -3,7 +3,6 @@
 from ph2p.data.captioned import CaptionedTargets
 from ph2p.data.coco import CocoTargets
 from ph2p.data.folder import FolderTargets
-from ph2p.data.given import as_target
 from ph2p.data.images import TargetError, from_pil, load_image
 from ph2p.data.shards import ShardTargets
 from ph2p.data.targets import Target, Targets, slug
@@ -19,7 +18,6 @@ __all__ = [
     "TargetError",
     "Targets",
     "WorldTargets",
-    "as_target",
     "from_pil",
     "load_image",
     "printable",

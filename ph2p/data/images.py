@@ -72,6 +72,8 @@ def convert(image: Image.Image, image_size: Size, fit: str) -> Picture:
 
     with _tolerant():
         image.load()
+    if not (image.width and image.height):
+        raise ValueError("it has no pixels")
     profile = image.info.get("icc_profile")
     with suppress(SyntaxError, ValueError, KeyError, TypeError):  # broken EXIF: keep the picture as it lies
         image = ImageOps.exif_transpose(image)

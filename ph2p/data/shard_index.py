@@ -4,6 +4,7 @@ import json
 import posixpath
 import tarfile
 from array import array
+from collections import Counter
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,7 +14,7 @@ from ph2p.errors import UserError
 from ph2p.files import printable, write_whole
 
 COMPRESSED = {b"\x1f\x8b": "gzip -d", b"BZ": "bzip2 -d", b"\xfd7": "xz -d", b"(\xb5": "zstd -d"}
-INDEX_SUFFIX, INDEX_VERSION = ".index.json", 2
+INDEX_SUFFIX, INDEX_VERSION = ".index.json", 3
 TEXTS = (".txt", ".json")
 
 Place = tuple[int, int]  # offset and size of a member's bytes
@@ -106,11 +107,13 @@ def _resolve(places: dict[str, Place], links: dict[str, str]) -> list[tuple[str,
 
 
 def _images(places: dict[str, Place], skipped: list[tuple[str, str]]) -> Index:
-    """Join pictures with their texts: all that is before the last dot is the same."""
+    """Join pictures with their texts: all that is before the last dot is the same, or WebDataset's key, if it has one
+    picture alone."""
     index, keys = Index(skipped=skipped), set()
     pictures = {name for name in places if is_picture(name) and not _hidden(name)}
     plain = {posixpath.splitext(name)[0] for name in pictures}
     lower = {f"{stem}{suffix.lower()}": name for name in places for stem, suffix in [posixpath.splitext(name)]}
+    alone = {first for first, times in Counter(map(_first, pictures)).items() if times == 1}
     for name in places:
         stem = posixpath.splitext(name)[0]
         if name not in pictures:
@@ -120,9 +123,12 @@ def _images(places: dict[str, Place], skipped: list[tuple[str, str]]) -> Index:
             continue
         keys.add(_first(name))
         index.names.append(printable(name))
-        texts = (places.get(lower.get(stem + kind, ""), NOWHERE) for kind in TEXTS)
+        stems = [stem] if any(stem + kind in lower for kind in TEXTS) or first not in alone else [first]
+        texts = (places.get(lower.get(stems[0] + kind, ""), NOWHERE) for kind in TEXTS)
         index.places.extend(number for place in (places[name], *texts) for number in place)
-    keys |= {posixpath.splitext(name)[0] for name in pictures}
+    several = [lower[first + kind] for first in keys - alone - plain for kind in TEXTS if first + kind in lower]
+    index.skipped += [(printable(name), "a text of several pictures: name it like one") for name in sorted(several)]
+    keys |= plain
     index.skipped += [(printable(name), reason) for name in places if (reason := _unread(name, pictures, keys))]
     return index
 

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
@@ -43,13 +44,28 @@ def _rows(table: Path, delimiter: str) -> Iterator[tuple[int, dict[str, Any]]]:
     cells = _cells(lines, table, "\t" if table.suffix.lower() == ".tsv" else delimiter)
     _, header = next(cells, (0, []))
     header = [column.strip() for column in header]
+    for column in header:
+        if column and header.count(column) > 1:
+            raise UserError(f"{printable(table)}: line 1 names {printable(column)} twice: rename one of them")
     for number, row in cells:
         if len(row) != len(header):
             advice = "a caption that holds the delimiter stands in quotes" if len(row) > len(header) else "complete it"
             raise UserError(
                 f"{printable(table)}: line {number} has {len(row)} columns, the first line {len(header)}: {advice}"
             )
+        _check_quotes(row, table, number)
         yield number, dict(zip(header, row, strict=True))
+
+
+def _check_quotes(row: list[str], table: Path, number: int) -> None:
+    """Refuse a cell over several lines of which one begins with a picture's name: a lone quotation mark began it."""
+    for cell in row:
+        for line in cell.split("\n")[1:]:
+            if re.match(r"[^\s,;|]+\.(jpe?g|png|webp|gif|bmp|avif)\s*[,;|]", line, re.IGNORECASE):
+                raise UserError(
+                    f"{printable(table)}: line {number}: a quotation mark takes in the next lines, such as "
+                    f"{printable(line[:40])}: close it, or write it twice"
+                )
 
 
 def _text(table: Path) -> str:

@@ -104,14 +104,23 @@ class Measurement:
                 seconds=seconds,
                 peak_memory=peak_memory(),
                 measured_with=self.measured_with(),
+                microbatch=self.generator.microbatch.bounds(),
                 content=target.key,
-                notes=list(target.notes),
+                notes=[*target.notes, *self._split()],
                 candidates=candidates[row],
                 target=target.image,
                 renderings=renderings[row],
             )
             for row, target in enumerate(batch.targets)
         ]
+
+    def _split(self) -> list[str]:
+        """A note where memory ran out: rows then went through in parts, which rounds differently."""
+        bounds = self.generator.microbatch.bounds()
+        if self.cfg.method.microbatch != "auto" or not bounds:
+            return []
+        parts = ", ".join(f"{kind} {rows}" for kind, rows in sorted(bounds.items()))
+        return [f"memory ran out, so fewer rows went through at once ({parts}); this can change what is found"]
 
     def _render(self, texts: list[str], features: Tensor) -> tuple[Tensor, list[float], list[float | None]]:
         """Renderings (B, R, 3, H, W) of each text, their mean CLIP similarities (B) to `features` (B, E) and, of

@@ -32,6 +32,7 @@ class InversionResult:
     seconds: float  # the image's part of its batch's time
     peak_memory: int  # MiB, the most that the process has taken so far, on a GPU or else of main memory
     measured_with: dict[str, Any] = field(default_factory=dict)  # draws, timesteps, renderings, steps, scorer, ...
+    microbatch: dict[str, int] = field(default_factory=dict)  # what bounded the rows at once; empty: nothing
     content: str = ""  # hash of the picture as the model saw it
     caption: str | None = None  # a true caption, which names everything there is to see
     words: tuple[frozenset[str], ...] = ()  # a set of accepted synonyms for each true attribute

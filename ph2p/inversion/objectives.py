@@ -147,7 +147,8 @@ def candidate_losses(generator: Generator, latents: Tensor, candidates: Tensor, 
 
     generator.prepare(token_ids)
     # A whole row's draws at once where they fit into no chunk, as long as memory lasts.
-    most = max(DENOISER_ROWS, draws.timesteps.shape[1])
+    count = draws.timesteps.shape[1]
+    most = min(max(DENOISER_ROWS, count), len(token_ids) * count)
     return finite_or_infinite(generator.microbatch.run("forward", most, evaluate)).view(batch, number)
 
 

@@ -10,7 +10,7 @@ So a prompt is as long as its picture needs.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
@@ -37,7 +37,13 @@ class Progress:
     gain: Tensor  # (B,), how much lower the loss is than without words
 
     def state(self) -> State:
+        """For a checkpoint: a few KB."""
         return dict(vars(self))
+
+    @classmethod
+    def of(cls, state: State, device: torch.device) -> "Progress":
+        """What `state` gave, among other keys, on a device."""
+        return cls(**{part.name: state[part.name].to(device) for part in fields(cls)})
 
     def add(self, prompts: Tensor, losses: Tensor) -> None:
         """Append a round's winners (B, L) with their losses (B,)."""
@@ -75,7 +81,7 @@ class Search:
         `save` gets the state at the beginning and after each round; a later call goes on from it, given the same other
         arguments. A round costs what `config.budget.round_cost` says.
         """
-        progress = Progress(**{k: v.to(starts.device) for k, v in state.items()}) if state else self._begin(starts)
+        progress = Progress.of(state, starts.device) if state else self._begin(starts)
         if not state:
             save(progress.state())
         for number in range(progress.losses.shape[1], rounds + 1):
@@ -119,10 +125,8 @@ class Search:
         """
         prompts, size = progress.prompts[:, -1], self.stages[0].candidates
         scores = swap_scores(self.generator, self.latents, prompts, draws).cpu()  # (B, L, A)
-        allowed, bounds = (
-            self.generator.vocabulary.allowed_ids.cpu(),
-            (self.options.min_length, self.options.max_length),
-        )
+        allowed = self.generator.vocabulary.allowed_ids.cpu()
+        bounds = self.options.min_length, min(self.options.max_length, self.generator.max_prompt_length)
         rows = []
         for row, key in enumerate(self.keys):
             prompt, chance = present(prompts[row]).cpu(), random_generator(self.seed, key, ("moves", number))

@@ -26,6 +26,10 @@ class MicroBatch:
         self.learned: dict[str, int] = {}  # kind of pass -> rows that may fit
         self.used: dict[str, int] = {}
 
+    def bounds(self) -> dict[str, int]:
+        """What bounds the rows at once: the number given, or, for each kind where memory ran out, what was left."""
+        return {"all": self.rows} if self.rows else dict(self.learned)
+
     def run(self, kind: str, most: int, function: Callable[[int], Result]) -> Result:
         """`function(size)` with the most rows that fit, at most `most`; it begins anew after each failure.
 

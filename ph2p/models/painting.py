@@ -24,4 +24,4 @@ def paint(generator: Generator, prompts: list[str], seeds: list[int], steps: int
             [generator.sample(prompts[i : i + step], seeds[i : i + step], steps, **guidance) for i in starts]
         )
 
-    return generator.microbatch.run("pictures", 2 * PICTURES_AT_ONCE, some)
+    return generator.microbatch.run("pictures", 2 * min(PICTURES_AT_ONCE, len(prompts)), some)

@@ -100,6 +100,8 @@ def load_scorer(
     name, folder = str(path_or_hub_id), Path(path_or_hub_id).expanduser()
     options = dict(local_files_only=local_files_only, revision=revision, cache_dir=cache_dir)
     remote = not folder.exists()
+    if revision and not remote:
+        raise UserError(f"scorer.revision={revision}: {folder} is no model on the hub; leave it out")
     file = hub.download_file(name, CONFIG, ADVICE, **options) if remote else folder / CONFIG
     kind = pretrained.read_json(file, ADVICE).get("model_type")
     if kind not in MODELS:  # before the weights of whatever it is are downloaded

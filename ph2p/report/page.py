@@ -88,10 +88,11 @@ def _write_page(run: Run, template: Template, page: int, pages: int) -> None:
     chunk = run.good[CARDS * (page - 1) : CARDS * page]
     head = _head(run, page) | _neighbours(run, page, pages)
     state, path = _state(run, template, chunk, head), run.folder / page_name(page)
-    if state in _start_of(path):
-        return
     names = [name for record in chunk for name in picture_names(record)]
-    sources = Pictures(run.folder, embed=pages == 1).addresses(names)
+    pictures = Pictures(run.folder, embed=pages == 1)
+    if state in _start_of(path) and not pictures.lacks(names):
+        return
+    sources = pictures.addresses(names)
     html = template.render(
         **head, state=state, cards=[make_card(run.folder, record, sources) for record in chunk], legend=TABLE
     )

@@ -37,6 +37,16 @@ class Pictures:
             found = zip(wanted, pool.map(self._address, wanted), strict=True)
             return {name: address for name, address in found if address}
 
+    def lacks(self, names: Iterable[object]) -> bool:
+        """Whether a thumbnail that a page shows is not there."""
+        files = (inside(self.folder, name) for name in names if not self.embed)
+        large = (file for file in files if file and file.is_file() and file.stat().st_size > LARGEST)
+        return any(not self._place(file).exists() for file in large)
+
+    def _place(self, file: Path) -> Path:
+        root = self.folder.resolve()
+        return root / THUMBNAILS / f"{file.relative_to(root)}.webp"
+
     def _address(self, name: str) -> str | None:
         file = inside(self.folder, name)
         if file is None:
@@ -56,8 +66,7 @@ class Pictures:
 
     def _thumbnail(self, file: Path) -> Path | None:
         """The thumbnail of a picture, made where there is none or an older one; None for a damaged picture."""
-        root = self.folder.resolve()
-        small = root / THUMBNAILS / f"{file.relative_to(root)}.webp"
+        small = self._place(file)
         if small.exists() and small.stat().st_mtime_ns >= file.stat().st_mtime_ns:
             return small
         try:

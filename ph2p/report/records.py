@@ -19,7 +19,7 @@ def read_results(folder: str | Path) -> list[Record]:
 
     The last record of an image wins: a run that was continued has tried it again. Lines that are no record,
     such as the torn last one of a killed run, are passed over. Raises UserError when there is no such folder, or
-    when a file of it cannot be read.
+    when a file of it cannot be read or holds nothing but damage.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -30,10 +30,10 @@ def read_results(folder: str | Path) -> list[Record]:
             text = part.read_bytes().decode("utf-8", "replace")
         except OSError as error:
             raise UserError(f"{part}: cannot be read ({error.strerror}): give read permission there") from error
-        for line in text.split("\n"):  # splitlines() also cuts at characters that JSON may hold
-            record = parsed(line)
-            if "image_id" in record:
-                records[str(record["image_id"])] = record
+        found = [parsed(line) for line in text.split("\n")]  # splitlines() also cuts at characters that JSON may hold
+        if len(found) > 1 and text.strip() and not any("image_id" in record for record in found):
+            raise UserError(f"{part}: holds no record, so it is damaged: restore it, or remove it to begin it anew")
+        records |= {str(record["image_id"]): record for record in found if "image_id" in record}
     return list(records.values())
 
 

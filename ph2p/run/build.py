@@ -2,7 +2,8 @@
 
 import logging
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import torch
@@ -83,7 +84,8 @@ def _check_fit(generator: Generator, cfg: Config) -> None:
     method = cfg.method
     key, value, length = "prompt_length", str(method.prompt_length), method.prompt_length
     if method.init not in ("random", "retrieval") and not method.pad_init:
-        key, value, length = "init", method.init, len(generator.vocabulary.encode(method.init))
+        with named("method.init"):
+            key, value, length = "init", method.init, len(generator.vocabulary.encode(method.init))
     if length > generator.max_prompt_length:
         raise UserError(
             f"method.{key}={value}: {length} tokens, but this model reads at most "
@@ -94,6 +96,15 @@ def _check_fit(generator: Generator, cfg: Config) -> None:
             raise UserError(f"{key}.timesteps={window}: this model has {generator.num_timesteps} timesteps")
     steps = {"generator.steps": cfg.generator.steps, "method.selection.steps": method.selection.steps}
     generator.check_sampling(steps, cfg.generator.guidance_rescale)
+
+
+@contextmanager
+def named(key: str) -> Iterator[None]:
+    """Have a UserError about a prompt name the key that gives it."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(str(error).replace("prompt:", f"{key}:", 1)) from error
 
 
 def check_optimizer(method: MethodConfig) -> None:

@@ -24,6 +24,7 @@ EXTRAS = {  # of pyproject.toml: a module that it brings, and what that is for
     "notebooks": ("ipykernel", "the notebooks"),
     "sentencepiece": ("sentencepiece", "T5 tokenizers that come as spiece.model, and scorer=siglip"),
     "sprites": ("resvg_py", "drawing the atlases of ph2p.world.sprites anew, which nothing else needs"),
+    "study": ("krippendorff", "ph2p study analyse"),
     "tensorboard": ("tensorboard", "logger=tensorboard"),
     "wandb": ("wandb", "logger=wandb"),
 }

@@ -16,7 +16,7 @@ from ph2p.run.results import ResultsFolder
 from ph2p.run.screen import Screen
 from ph2p.run.shares import belongs
 from ph2p.run.standing import Standing
-from ph2p.run.work import Work
+from ph2p.run.work import Work, check_checkpoints
 
 Load = Callable[[Config], Inverter]
 
@@ -40,9 +40,10 @@ def run(cfg: Config, load: Load = load_inverter, screen: Screen | None = None) -
     results = _open_results(cfg, ranks)
     log = None
     try:
+        check_checkpoints(cfg, results)
         with ranks:  # from here on there are several, where there are to be
-            inverter = load(cfg)
-            stopping.check()
+            with stopping.at_once():
+                inverter = load(cfg)
             targets.image_size = inverter.generator.image_size
             log = build("logger", lambda: RunLog(results.log, loggers))
             work = Work(cfg, inverter, targets, results, screen, log)

@@ -110,6 +110,11 @@ def check_environment(environment: ClusterEnvironment, devices: int, nodes: int)
     """Raise ValueError when a cluster has started another number of processes than devices x nodes."""
     environment.validate_settings(num_devices=devices, num_nodes=nodes)
     if isinstance(environment, LightningEnvironment):
+        if nodes > 1 and not {"NODE_RANK", "GROUP_RANK"} & os.environ.keys():
+            raise ValueError(
+                f"num_nodes={nodes}, but nothing has started a process on each node: use sbatch or torchrun, or set "
+                "NODE_RANK=0, 1, ... where you start them"
+            )
         return
     tasks = environment.world_size()
     if tasks != devices * nodes:

@@ -199,8 +199,12 @@ class ResultsFolder:
 
     def close(self) -> None:
         """Let another process write this part; a folder that we made and wrote no record in goes again."""
-        if self._is_new and not self._file.closed and not _size(self.part) and not _size(self.checkpoint):
-            self._discard()
+        if not self._file.closed and not _size(self.part) and not _size(self.checkpoint):
+            if self._is_new:
+                self._discard()
+            elif not self.log.exists():  # it ended before its work began: the first rank finds nothing of it
+                with suppress(OSError):
+                    self.part.unlink()
         self._file.close()
 
     def _discard(self) -> None:

@@ -1,5 +1,6 @@
 """What a run says while it goes on: a bar on a terminal, a line a batch in a log; it never fails or changes a run."""
 
+import io
 import os
 import sys
 import time
@@ -17,9 +18,9 @@ LOG_WIDTH = 120  # columns where there is no terminal, unless COLUMNS says other
 class SafeStream:
     """A text stream that takes everything: what its encoding lacks is escaped, and nobody need be listening."""
 
-    def __init__(self, stream: IO[str]) -> None:
-        self._stream = stream
-        self.gone = False  # the reader of a pipe, or the disk's space
+    def __init__(self, stream: IO[str] | None) -> None:
+        self._stream = stream or io.StringIO()
+        self.gone = stream is None  # closed from the start, the reader of a pipe, or the disk's space
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)

@@ -1,17 +1,20 @@
 """Stopping when told to: SIGTERM, and SIGUSR1, by which a cluster announces that a job's time is nearly up.
 
 A handler only takes a note. The run looks at it where everything is in order: within an evaluation of the
-objective, between the batches of candidates, between two images that are read or written, between two phases.
+objective, between the batches of candidates, between two images that are read or written, between two phases. While
+a model is loaded nothing is in disorder, and a signal ends the run at once.
 """
 
 import os
 import signal
 import subprocess
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 
 _received: list[int] = []  # signals, oldest first
+_at_once: list[bool] = [False]  # whether a signal raises where it comes
 PATIENCE = 20  # seconds that SLURM gets to take a job back
 
 
@@ -30,6 +33,8 @@ def listen() -> None:
     def note(number: int, frame: FrameType | None) -> None:
         if os.getpid() == owner:
             _received.append(number)
+            if _at_once[0]:
+                raise Stopped(number)
         elif number == signal.SIGTERM:  # a forked worker has inherited this handler, and ends as if it had none
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
@@ -48,6 +53,17 @@ def check() -> None:
     """Raise `Stopped` if a signal to stop has come."""
     if _received:
         raise Stopped(_received[0])
+
+
+@contextmanager
+def at_once() -> Iterator[None]:
+    """While inside, a signal to stop raises `Stopped` right where it comes: for what takes minutes and is not ours."""
+    check()
+    _at_once[0] = True
+    try:
+        yield
+    finally:
+        _at_once[0] = False
 
 
 def requeue(mark: Path) -> bool | None:

@@ -55,7 +55,7 @@ class Work:
         begun = self.checkpoint.read(force=self.cfg.resume == "force")
         if self.cfg.ckpt_path is None or begun:
             return begun
-        begun = self.checkpoint.read(Path(self.cfg.ckpt_path).expanduser())
+        begun = self.checkpoint.read(Path(self.cfg.ckpt_path))
         for image_id in sorted(set(begun) - set(self.targets.ids)):
             raise UserError(f"ckpt_path={self.cfg.ckpt_path}: its image {image_id} is not among the images of this run")
         return begun
@@ -95,6 +95,14 @@ class Work:
         self.screen.fail(str(error))
         if state.errors.get(image_id) != str(error):  # otherwise its record says so already
             self.results.append({"image_id": image_id, "source": source, "status": "failed", "error": str(error)})
+
+
+def check_checkpoints(cfg: Config, results: ResultsFolder) -> None:
+    """Raise UserError, before a model is loaded, for a checkpoint that the run cannot go on from."""
+    checkpoint = BatchCheckpoint(results.checkpoint, results.settings)
+    begun = checkpoint.read(force=cfg.resume == "force")
+    if cfg.ckpt_path is not None and not begun:
+        checkpoint.read(Path(cfg.ckpt_path))
 
 
 def write(result: InversionResult, results: ResultsFolder) -> None:

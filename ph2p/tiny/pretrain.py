@@ -1,44 +1,50 @@
-"""The recipe of the embedded model: tokenizer, CLIP, VAE and U-Net from nothing but drawn scenes.
+"""The recipe of the embedded model: everything in its folder, from nothing but composed scenes, by one command.
 
-    python -m ph2p.tiny.pretrain --work outputs/pretrain --weights ph2p/tiny/weights
+    python -m ph2p.tiny.pretrain --work outputs/pretrain --weights outputs/weights
 
-Every stage writes a checkpoint as it goes and is skipped once its part stands in the weights folder, so the
-same command continues after an interruption. `--stages` picks some of them; `report` measures the result.
+Every stage writes a checkpoint as it goes and is skipped once its part stands in the weights folder: the same command
+continues after an interruption, with the batches that would have come. `--stages` picks some of them; `report`
+measures what stands in the folder. `--so-far FOLDER` trains nothing and writes the denoiser of the last checkpoint,
+with the parts that are finished, into a folder of its own.
 """
 
 import argparse
+import shutil
 import time
 from pathlib import Path
 
 import lightning as L
 import numpy as np
 import torch
-from diffusers import AutoencoderKL, UNet2DConditionModel
+from diffusers import AutoencoderKL
 from transformers import CLIPModel
 
-from ph2p.tiny.bars import measure, show
+from ph2p.tiny.recipe.bars import measure, show
 from ph2p.tiny.recipe.clip import ClipStage, clip_config, load_text_encoder, text_tower
 from ph2p.tiny.recipe.image_tower import ClipImageStage, save_clip
+from ph2p.tiny.recipe.judge import JudgeStage, save_judge
 from ph2p.tiny.recipe.scenes import load_scenes
-from ph2p.tiny.recipe.stage import STAGES, Stage, fit, save_half
+from ph2p.tiny.recipe.stage import STAGES, Stage, fit, save_half, whole
 from ph2p.tiny.recipe.tokenizer import load_tokenizer, train_tokenizer
-from ph2p.tiny.recipe.unet import UNetStage, object_patches, save_pipeline
-from ph2p.tiny.recipe.vae import VaeStage, encode_all
-from ph2p.world import scenes as world
+from ph2p.tiny.recipe.unet import UNetStage, save_pipeline
+from ph2p.tiny.recipe.vae import VaeStage, patch_code
+from ph2p.world.scenes import Scene
 
-Scenes = list[world.Scene]
+Scenes = list[Scene]
 
 
 def pretrain(args: argparse.Namespace) -> None:
     """Run the chosen stages in order; a stage whose part stands in the weights folder is skipped."""
     args.work.mkdir(parents=True, exist_ok=True)
+    args.weights.mkdir(parents=True, exist_ok=True)
     L.seed_everything(args.seed, verbose=False)
     started = time.time()
-    if not set(args.stages) <= {"report"}:
+    if args.so_far or not set(args.stages) <= {"report"}:
         scenes, pictures = load_scenes(args.work, args.scenes, args.seed)
+    if args.so_far:
+        return write_so_far(args, scenes, pictures)
     for name, (part, run) in PARTS.items():
-        again = args.another_round and name in ANOTHER_ROUND
-        if name in args.stages and (again or not (args.weights / part).exists()):
+        if name in args.stages and not (args.weights / part).exists():
             run(args, scenes, pictures)
     print(f"stages {', '.join(args.stages)}: {(time.time() - started) / 60:.1f} minutes", flush=True)
     if "report" in args.stages:
@@ -47,15 +53,10 @@ def pretrain(args: argparse.Namespace) -> None:
 
 def run_tokenizer(args: argparse.Namespace, scenes: Scenes, pictures: np.ndarray) -> None:
     tokenizer, words = train_tokenizer(scenes, args.seed)
-    tokenizer.save_pretrained(args.weights / "tokenizer")
     (args.weights / "words.txt").write_text("\n".join(words) + "\n")
+    with whole(args.weights / "tokenizer") as folder:
+        tokenizer.save_pretrained(folder)
     print(f"tokenizer: {len(tokenizer)} tokens, {len(words)} words", flush=True)
-
-
-def run_clip(args: argparse.Namespace, scenes: Scenes, pictures: np.ndarray) -> None:
-    stage = ClipStage(args.seed, args.clip_steps, scenes, pictures, load_tokenizer(args.weights))
-    train(stage, args)
-    save_half(text_tower(stage.model), args.weights / "text_encoder")
 
 
 def run_vae(args: argparse.Namespace, scenes: Scenes, pictures: np.ndarray) -> None:
@@ -64,15 +65,20 @@ def run_vae(args: argparse.Namespace, scenes: Scenes, pictures: np.ndarray) -> N
     save_half(stage.model.cpu(), args.weights / "vae")
 
 
+def run_clip(args: argparse.Namespace, scenes: Scenes, pictures: np.ndarray) -> None:
+    stage = ClipStage(args.seed, args.clip_steps, scenes, pictures, load_tokenizer(args.weights))
+    train(stage, args)
+    save_half(text_tower(stage.model), args.weights / "text_encoder")
+
+
+def run_judge(args: argparse.Namespace, scenes: Scenes, pictures: np.ndarray) -> None:
+    stage = JudgeStage(args.seed, args.judge_steps, scenes, pictures)
+    train(stage, args)
+    save_judge(stage.model, args.weights)
+
+
 def run_unet(args: argparse.Namespace, scenes: Scenes, pictures: np.ndarray) -> None:
-    vae = AutoencoderKL.from_pretrained(args.weights / "vae", torch_dtype=torch.float32)
-    latents = encode_all(vae, pictures, args.device) * vae.config.scaling_factor
-    parts = object_patches(pictures), load_tokenizer(args.weights), load_text_encoder(args.weights)
-    stage = UNetStage(args.seed, args.unet_steps, scenes, latents, *parts)
-    if args.another_round:
-        earlier = UNet2DConditionModel.from_pretrained(args.weights / "unet", torch_dtype=torch.float32)
-        stage.model["unet"].load_state_dict(earlier.state_dict())
-        stage.average.module.load_state_dict(stage.model.state_dict())
+    stage = unet_stage(args, scenes, pictures)
     train(stage, args)
     save_pipeline(stage.average.module, args.weights)
 
@@ -85,26 +91,41 @@ def run_clip_image(args: argparse.Namespace, scenes: Scenes, pictures: np.ndarra
 
 PARTS = {  # stage: the folder of what it makes, and what runs it
     "tokenizer": ("tokenizer", run_tokenizer),
-    "clip": ("text_encoder", run_clip),
     "vae": ("vae", run_vae),
+    "clip": ("text_encoder", run_clip),
+    "judge": ("judge", run_judge),
     "unet": ("unet", run_unet),
     "clip_image": ("clip", run_clip_image),
 }
-ANOTHER_ROUND = ("unet", "clip_image")  # stages that can train on what stands in the weights folder
 
 
 def train(stage: Stage, args: argparse.Namespace) -> None:
     fit(stage, args.work, args.accelerator, args.precision)
 
 
+def unet_stage(args: argparse.Namespace, scenes: Scenes, pictures: np.ndarray) -> UNetStage:
+    vae = AutoencoderKL.from_pretrained(args.weights / "vae", torch_dtype=torch.float32)
+    towers = load_tokenizer(args.weights), load_text_encoder(args.weights)
+    return UNetStage(args.seed, args.unet_steps, scenes, pictures, patch_code(vae), *towers)
+
+
 def earlier_clip(args: argparse.Namespace) -> CLIPModel:
-    """Both towers as the contrastive stage left them, or, for another round, as they stand in the weights folder."""
-    if args.another_round:
-        return CLIPModel.from_pretrained(args.weights / "clip", dtype=torch.float32)
+    """Both towers as the contrastive stage left them."""
     model = CLIPModel(clip_config(load_tokenizer(args.weights)))
     state = torch.load(args.work / "clip" / "last.ckpt", weights_only=True)["state_dict"]
     model.load_state_dict({name.removeprefix("model."): value for name, value in state.items()})
     return model
+
+
+def write_so_far(args: argparse.Namespace, scenes: Scenes, pictures: np.ndarray) -> None:
+    """Write `--so-far`: what is finished, the averaged denoiser of the last checkpoint, and the contrastive CLIP."""
+    stage = unet_stage(args, scenes, pictures)
+    checkpoint = torch.load(args.work / stage.name / "last.ckpt", weights_only=True, map_location="cpu")
+    stage.load_state_dict(checkpoint["state_dict"])
+    shutil.copytree(args.weights, args.so_far)
+    save_pipeline(stage.average.module, args.so_far)
+    save_clip(earlier_clip(args), args.so_far)
+    print(f"{args.so_far}: the denoiser after {checkpoint['global_step']} of {args.unet_steps} steps", flush=True)
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
@@ -112,24 +133,19 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--work", type=Path, default=Path("outputs/pretrain"), help="scenes and checkpoints")
     parser.add_argument("--weights", type=Path, required=True, help="the diffusers folder to write")
     parser.add_argument("--stages", nargs="+", default=list(STAGES), choices=STAGES)
-    parser.add_argument("--scenes", type=int, default=48_000)
-    parser.add_argument("--clip-steps", type=int, default=1_400)
-    parser.add_argument("--vae-steps", type=int, default=1_400)
-    parser.add_argument("--unet-steps", type=int, default=16_000)
-    parser.add_argument("--clip-image-steps", type=int, default=700)
-    parser.add_argument(
-        "--another-round",
-        action="store_true",
-        help="train the U-Net and text tower that stand in the weights folder on",
-    )
+    parser.add_argument("--so-far", type=Path, help="a new folder for the denoiser of the last checkpoint")
+    parser.add_argument("--scenes", type=int, default=100_000)
+    parser.add_argument("--vae-steps", type=int, default=10_000)
+    parser.add_argument("--clip-steps", type=int, default=3_000)
+    parser.add_argument("--judge-steps", type=int, default=4_000)
+    parser.add_argument("--unet-steps", type=int, default=80_000)
+    parser.add_argument("--clip-image-steps", type=int, default=2_000)
     parser.add_argument(
         "--precision", choices=("bf16-mixed", "32-true"), default="bf16-mixed", help="32-true: CPUs without bfloat16"
     )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--accelerator", choices=("cpu", "gpu"), default="cpu")
-    args = parser.parse_args(argv)
-    args.device = "cuda" if args.accelerator == "gpu" else "cpu"
-    return args
+    return parser.parse_args(argv)
 
 
 if __name__ == "__main__":

@@ -107,10 +107,24 @@ class Thing:
 
 
 @dataclass(frozen=True)
+class Pictured:
+    """One thing as a hand drew it: its noun, the hand, its size, centre and radius as a `Thing` has them; turned by
+    `angle` degrees and perhaps mirrored."""
+
+    noun: str
+    style: str
+    size: str
+    centre: tuple[float, float]
+    radius: float
+    angle: float = 0.0
+    mirrored: bool = False
+
+
+@dataclass(frozen=True)
 class Scene:
     """One object at a `place`, or two objects of which the first stands in `relation` to the second."""
 
-    things: tuple[Thing, ...]
+    things: tuple[Thing | Pictured, ...]
     background: str
     ground: tuple[int, int, int]
     place: str | None = None
@@ -136,19 +150,35 @@ def scene(split: str, index: int, seed: int = 0, objects: int | None = None) -> 
     sizes = list(SIZES) if number == 1 else ["small", "medium"]
     place = str(rng.choice(list(PLACES))) if number == 1 else None
     relation = str(rng.choice(list(RELATIONS))) if number == 2 else None
-    centres = [CENTRES[place]] if place else RELATED_CENTRES[relation]
     things = tuple(
         _thing(rng, shape, colour, str(rng.choice(sizes)), centre)
-        for shape, colour, centre in zip(shapes, colours, centres, strict=False)
+        for shape, colour, centre in zip(shapes, colours, centres(place, relation), strict=False)
     )
-    return Scene(things, background, _jitter(rng, COLOURS[background]), place, relation)
+    return Scene(things, background, jitter(rng, COLOURS[background]), place, relation)
 
 
-def _thing(rng: np.random.Generator, shape: str, colour: str, size: str, centre: tuple[float, float]) -> Thing:
+def _thing(rng: np.random.Generator, shape: str, colour: str, size: str, centre: tuple[int, int]) -> Thing:
     radius = RADII[size] * rng.uniform(0.94, 1.06)
-    at = tuple(float(np.clip(c + rng.uniform(-2, 2), radius + 1, 63 - radius)) for c in centre)
-    return Thing(shape, colour, size, str(rng.choice(list(FILLS))), at, radius, _jitter(rng, COLOURS[colour]))
+    at = near(rng, centre, radius, by=2)
+    return Thing(shape, colour, size, str(rng.choice(list(FILLS))), at, radius, jitter(rng, COLOURS[colour]))
 
 
-def _jitter(rng: np.random.Generator, colour: tuple[int, int, int]) -> tuple[int, int, int]:
-    return tuple(int(c) for c in np.clip(np.array(colour) + rng.integers(-7, 8, size=3), 0, 255))
+def centres(place: str | None, relation: str | None) -> list[tuple[int, int]]:
+    """Where the objects of a scene stand: one at its place, or two in their relation."""
+    if place:
+        return [CENTRES[place]]
+    if relation:
+        return list(RELATED_CENTRES[relation])
+    raise ValueError("a scene has a place or a relation")
+
+
+def near(rng: np.random.Generator, centre: tuple[int, int], radius: float, by: float) -> tuple[float, float]:
+    """Move a centre by up to `by` pixels each way, so that an object of this radius stays in the picture."""
+    x, y = (float(np.clip(c + rng.uniform(-by, by), radius + 1, 63 - radius)) for c in centre)
+    return x, y
+
+
+def jitter(rng: np.random.Generator, colour: tuple[int, int, int]) -> tuple[int, int, int]:
+    """Move a colour a little: up to 7 of 255 in each channel."""
+    red, green, blue = np.clip(np.array(colour) + rng.integers(-7, 8, size=3), 0, 255).tolist()
+    return red, green, blue

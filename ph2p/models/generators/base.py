@@ -14,7 +14,7 @@ from ph2p.errors import UserError
 from ph2p.models.counter import Counter
 from ph2p.models.frozen import Frozen, at_least_float32, scale_gradient
 from ph2p.models.generators.autoencoder import Autoencoder, at_once
-from ph2p.models.generators.checks import check_channels, check_image_size, check_sampling
+from ph2p.models.generators.checks import check_channels, check_conditioning, check_image_size, check_sampling
 from ph2p.models.generators.schedules import Schedule
 from ph2p.models.microbatch import MicroBatch
 from ph2p.models.quiet import quiet
@@ -174,6 +174,21 @@ class Generator(Frozen):
             embeddings = scale_gradient(embeddings, 1 / self.gradient_scale)
         with self._precision():
             return self._condition(token_ids.to(self.device), embeddings)
+
+    @torch.no_grad()
+    def check_texts(self) -> None:
+        """Encode one word: the denoiser takes what comes out.
+
+        Raises:
+            UserError: it does not, or `clip_skip` passes over more layers than there are.
+        """
+        try:
+            conditioning = self.condition(self.vocabulary.allowed_ids[None, :1])
+        except IndexError as error:
+            if self.clip_skip is None:
+                raise
+            raise UserError(f"generator.clip_skip={self.clip_skip}: the text encoder has fewer layers") from error
+        check_conditioning(self.denoiser, conditioning)
 
     def _condition(self, token_ids: Tensor, embeddings: Tensor | None) -> dict[str, Tensor]:
         raise NotImplementedError

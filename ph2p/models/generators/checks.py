@@ -25,6 +25,29 @@ def check_channels(denoiser: Any, channels: int, packing: int) -> None:
         )
 
 
+def check_conditioning(denoiser: Any, conditioning: Mapping[str, torch.Tensor]) -> None:
+    """What the text encoders give has the width that the denoiser takes.
+
+    Raises:
+        UserError: it has another.
+    """
+    config = denoiser.config
+    texts = (config.get(key) for key in ("caption_channels", "joint_attention_dim", "cross_attention_dim"))
+    widths = {
+        "encoder_hidden_states": next((width for width in texts if isinstance(width, int)), None),
+        "pooled_projections": config.get("pooled_projection_dim"),
+    }
+    if added := config.get("projection_class_embeddings_input_dim"):  # and six numbers: sizes and the crop
+        widths["text_embeds"] = added - 6 * config.get("addition_time_embed_dim")
+    for name, width in widths.items():
+        found = conditioning[name].shape[-1] if name in conditioning else None
+        if None not in (width, found) and width != found:
+            raise UserError(
+                f"{type(denoiser).__name__}: it takes texts of width {width} and the text encoder gives {found} "
+                f"({name}); take both from the same model"
+            )
+
+
 def check_image_size(size: tuple[int, int], denoiser: Any, scale: int, packing: int) -> None:
     """The pipeline can paint pictures of this height and width.
 

@@ -50,7 +50,8 @@ def load_generator(
         generator.denoiser.enable_gradient_checkpointing()
     if wanted.compile:
         _compile(generator, device)
-    return generator.place(device, wanted.offload)
+    generator.place(device, wanted.offload).check_texts()
+    return generator
 
 
 def _compile(generator: Generator, device: str | torch.device) -> None:

@@ -68,6 +68,8 @@ def _same(value: Tensor, weight: Tensor) -> bool:
 def _lora_file(lora: str, options: dict[str, Any]) -> Path:
     """The file that a file, folder or hub id of LoRA weights names: the one of diffusers' own name, or the only one."""
     place = Path(lora).expanduser()
+    if place.exists() and options.get("revision"):
+        raise UserError(f"generator.lora_revision={options['revision']}: {place} is not on the hub; leave it out")
     if place.is_file():
         pretrained.check_safe(place)
         return place

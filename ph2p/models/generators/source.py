@@ -44,8 +44,12 @@ def find(name: str, options: LoadOptions) -> Source:
     """
     place = Path(name).expanduser()
     if not place.is_file():
+        if options.config:
+            raise UserError(f"generator.config={options.config}: is for a single file of weights; leave it out")
         return _find(name, None, options)
     pretrained.check_safe(place)
+    if options.variant:
+        raise UserError(f"generator.variant={options.variant}: a single file has none; leave it out")
     if options.config:
         return _find(str(options.config), place, options)
     guessed = _config_of(place)
@@ -60,6 +64,8 @@ def find(name: str, options: LoadOptions) -> Source:
 def _find(name: str, file: Path | None, options: LoadOptions) -> Source:
     folder = Path(name).expanduser()
     remote = not folder.exists()
+    if options.revision and not remote:
+        raise UserError(f"generator.revision={options.revision}: {folder} is no model on the hub; leave it out")
     cache = options.cache | {"revision": options.revision}
     index_file = hub.download_file(name, INDEX, "choose a diffusers pipeline", **cache) if remote else folder / INDEX
     index = pretrained.read_json(index_file, "give the folder of a diffusers pipeline")

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ph2p.errors import UserError
 from ph2p.models.generators.base import Generator
 from ph2p.models.generators.encoders import ClipPair, Remembered, tokenize
 from ph2p.models.generators.schedules import Flow
@@ -48,6 +49,8 @@ class StableDiffusion3(Generator):
     def _condition(self, token_ids: Tensor, embeddings: Tensor | None) -> dict[str, Tensor]:
         states, pooled = self.clips(token_ids, embeddings, self.clip_skip)
         t5 = self._t5_states(self._texts(token_ids)).to(states)  # (B, L_3, E_3)
+        if t5.shape[-1] < states.shape[-1]:
+            raise UserError(f"text_encoder_3: its width {t5.shape[-1]} is below the others' {states.shape[-1]}")
         states = F.pad(states, (0, t5.shape[-1] - states.shape[-1]))
         return {
             "encoder_hidden_states": torch.cat([states, t5], 1),  # (B, L + L_3, E_3)

@@ -5,13 +5,14 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional
 from transformers import CLIPConfig, CLIPModel, CLIPTextModel, CLIPTokenizer
 
 from ph2p.tiny.recipe.scenes import IMAGE_SIZE, to_unit
 from ph2p.tiny.recipe.stage import Stage
 from ph2p.tiny.recipe.tokenizer import CONTEXT_LENGTH, tokenize
-from ph2p.world import scenes as world
 from ph2p.world.captions import random_caption
+from ph2p.world.scenes import Scene
 
 
 def clip_config(tokenizer: CLIPTokenizer) -> CLIPConfig:
@@ -30,15 +31,19 @@ def clip_config(tokenizer: CLIPTokenizer) -> CLIPConfig:
 
 
 class ClipStage(Stage):
-    """Contrastive training of both towers (Radford et al. 2021, arXiv 2103.00020) with fresh captions every step."""
+    """Contrastive training of both towers (Radford et al. 2021, arXiv 2103.00020) with fresh captions every step.
+
+    Every other batch has two backgrounds only: random scenes are told apart by background, place and size, and the
+    nouns, which are to be learnt, hardly count.
+    """
 
     name, batch_size, lr, weight_decay = "clip", 256, 1.5e-3, 0.05
 
-    def __init__(
-        self, seed: int, steps: int, scenes: list[world.Scene], pictures: np.ndarray, tokenizer: CLIPTokenizer
-    ):
+    def __init__(self, seed: int, steps: int, scenes: list[Scene], pictures: np.ndarray, tokenizer: CLIPTokenizer):
         super().__init__(seed, steps)
         self.scenes, self.pictures, self.tokenizer = scenes, pictures, tokenizer
+        grounds = np.array([scene.background for scene in scenes])
+        self._alike = [np.flatnonzero(grounds == ground) for ground in np.unique(grounds)]
         config = clip_config(tokenizer)
         config._attn_implementation = "eager"  # the fused attention's bf16 backward is slower on CPUs
         self.model = CLIPModel(config).train()
@@ -48,12 +53,28 @@ class ClipStage(Stage):
         # Whole descriptions are to be told apart: an attribute is named with 90 %.
         captions = [random_caption(scene, rng, keep=0.9) for scene in scenes]
         ids = tokenize(self.tokenizer, captions, self.device)
-        return self.model(input_ids=ids, pixel_values=to_unit(pictures, self.device), return_loss=True).loss
+        images = worn(to_unit(pictures, self.device), generator)
+        return self.model(input_ids=ids, pixel_values=images, return_loss=True).loss
 
-    def pairs(self, rng: np.random.Generator) -> tuple[list[world.Scene], np.ndarray]:
+    def pairs(self, rng: np.random.Generator) -> tuple[list[Scene], np.ndarray]:
         """The scenes of a batch and their pictures (batch, 64, 64, 3)."""
-        rows = rng.integers(len(self.scenes), size=self.batch_size)
+        rows = self.rows(rng, self.batch_size)
         return [self.scenes[i] for i in rows], self.pictures[rows]
+
+    def rows(self, rng: np.random.Generator, size: int) -> np.ndarray:
+        """Numbers of the scenes of a batch: of any scenes, or of scenes on two backgrounds: (size,)."""
+        if rng.random() < 0.5 or len(self._alike) < 2:
+            return rng.integers(len(self.scenes), size=size)
+        two = rng.choice(len(self._alike), size=2, replace=False)
+        return rng.choice(np.concatenate([self._alike[i] for i in two]), size=size)
+
+
+def worn(images: Tensor, generator: torch.Generator) -> Tensor:
+    """Blur half of the images (B, 3, H, W) and lay up to 10 % of noise on all, as painted pictures have it."""
+    soft = functional.avg_pool2d(functional.pad(images, (1, 1, 1, 1), mode="replicate"), 3, stride=1)
+    draw = torch.rand(2, len(images), 1, 1, 1, generator=generator, device=images.device)
+    mixed = torch.where(draw[0] < 0.5, images, soft)
+    return mixed + 0.1 * draw[1] * torch.randn(images.shape, generator=generator, device=images.device)
 
 
 def text_tower(model: CLIPModel) -> CLIPTextModel:

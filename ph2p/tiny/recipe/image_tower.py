@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from itertools import cycle, islice
 from pathlib import Path
 
 import numpy as np
@@ -11,68 +12,70 @@ from transformers import CLIPModel, CLIPTokenizer
 
 from ph2p.tiny.recipe.clip import ClipStage, load_text_encoder, set_text_tower
 from ph2p.tiny.recipe.scenes import IMAGE_SIZE, to_unit
-from ph2p.tiny.recipe.stage import save_half
+from ph2p.tiny.recipe.stage import whole
 from ph2p.tiny.recipe.tokenizer import load_tokenizer, tokenize
 from ph2p.tiny.recipe.unet import make_scheduler
-from ph2p.world import scenes as world
+from ph2p.world import things as world
 from ph2p.world.captions import canonical_caption
 from ph2p.world.drawing import render
+from ph2p.world.scenes import Scene
 
 
 class ClipImageStage(ClipStage):
     """Tune the image tower to the final, frozen text tower (Zhai et al. 2022, arXiv 2111.07991).
 
-    Random scenes are told apart without their shapes: a CLIP that ranked captions with 97 % named 13 % of them. So
-    half of a batch is siblings: scenes that differ in nothing but the shape. And half of the pictures are what the
-    U-Net makes of them (`repaint`): a tower that saw clean pictures alone misread the colours of painted ones.
+    Half of a batch is siblings: scenes that differ in nothing but the noun, so that the noun is learnt. And half of
+    the pictures are what the U-Net makes of them (`repaint`): a tower that saw clean pictures alone misread painted
+    ones.
     """
 
     name, lr = "clip_image", 1e-3
-    families = 6  # of siblings in a batch, 19 each
-    known = 300  # scenes whose siblings are painted
+    families = 8  # of siblings in a batch
+    siblings = 16  # scenes in a family
+    known = 500  # families
     again = 12_000  # scenes that are repainted
 
     def __init__(
-        self,
-        seed: int,
-        steps: int,
-        scenes: list[world.Scene],
-        pictures: np.ndarray,
-        weights: Path,
-        earlier: CLIPModel,
+        self, seed: int, steps: int, scenes: list[Scene], pictures: np.ndarray, weights: Path, earlier: CLIPModel
     ):
         super().__init__(seed, steps, scenes, pictures, load_tokenizer(weights))
         self.model.load_state_dict(earlier.state_dict())
         set_text_tower(self.model, load_text_encoder(weights))
         self.model.text_model.requires_grad_(False)
-        alone = [scene for scene in scenes if scene.place]
-        self.related = [siblings(scene) for scene in alone[: self.known]]
-        self.painted = [np.stack([render(scene, IMAGE_SIZE) for scene in family]) for family in self.related]
+        rng = np.random.default_rng([seed, 77])
+        self.related = [siblings(scene, self.siblings, rng) for scene in scenes[: self.known]]
         together = [scene for family in self.related for scene in family] + scenes[: self.again]
-        originals = np.concatenate([*self.painted, pictures[: self.again]])
-        repainted = repaint(weights, self.tokenizer, together, originals)
-        ends = np.cumsum([len(family) for family in self.related])
-        *self.painted_again, self.pictures_again = np.split(repainted, ends)
+        clean = np.stack([render(scene, IMAGE_SIZE) for family in self.related for scene in family])
+        repainted = repaint(weights, self.tokenizer, together, np.concatenate([clean, pictures[: self.again]]))
+        shape = (len(self.related), self.siblings, *clean.shape[1:])
+        self.painted = clean.reshape(shape)  # (families, siblings, 64, 64, 3)
+        self.painted_again, self.pictures_again = repainted[: len(clean)].reshape(shape), repainted[len(clean) :]
 
-    def pairs(self, rng: np.random.Generator) -> tuple[list[world.Scene], np.ndarray]:
-        chosen = rng.choice(len(self.related), size=self.families, replace=False)
+    def pairs(self, rng: np.random.Generator) -> tuple[list[Scene], np.ndarray]:
+        chosen = rng.choice(len(self.related), size=self.families)
         related = [sibling for i in chosen for sibling in self.related[i]]
+        families = [(self.painted if k % 2 else self.painted_again)[i] for k, i in enumerate(chosen)]
         size = self.batch_size - len(related)
-        rows = rng.integers([len(self.pictures_again)] * (size // 2) + [len(self.scenes)] * (size - size // 2))
-        pictures = [(self.painted if k % 2 else self.painted_again)[i] for k, i in enumerate(chosen)]
-        pictures = np.concatenate([*pictures, self.pictures_again[rows[: size // 2]], self.pictures[rows[size // 2 :]]])
-        return related + [self.scenes[i] for i in rows], pictures
+        again = rng.integers(len(self.pictures_again), size=size // 2)
+        clean = self.rows(rng, size - size // 2)
+        pictures = np.concatenate([*families, self.pictures_again[again], self.pictures[clean]])
+        return related + [self.scenes[i] for i in [*again, *clean]], pictures
 
 
-def siblings(scene: world.Scene) -> list[world.Scene]:
-    """The scene with every shape that training may show in this colour."""
-    thing = scene.things[0]
-    shapes = [shape for shape in world.SHAPES if not world.held_out(shape, thing.colour)]
-    return [replace(scene, things=(replace(thing, shape=shape),)) for shape in shapes]
+def siblings(scene: Scene, number: int, rng: np.random.Generator) -> list[Scene]:
+    """The scene with `number` different nouns for its first object: things in the place of a thing, shapes of a shape.
+
+    A shape has fewer than 16 others: then some come twice, with other fills.
+    """
+    first, *others = scene.things
+    nouns = [noun for noun in world.alike(first) if not world.held_out(noun, scene.background)]
+    changed = (world.renamed(first, noun, rng) for noun in cycle(rng.permutation(nouns).tolist()))
+    seen = islice((thing for thing in changed if world.visible(thing, scene.background)), number)
+    return [replace(scene, things=(thing, *others)) for thing in seen]
 
 
 @torch.no_grad()
-def repaint(weights: Path, tokenizer: CLIPTokenizer, scenes: list[world.Scene], pictures: np.ndarray) -> np.ndarray:
+def repaint(weights: Path, tokenizer: CLIPTokenizer, scenes: list[Scene], pictures: np.ndarray) -> np.ndarray:
     """Noise pictures (N, 64, 64, 3) to a random t in [300, 800) and decode what the U-Net makes of them.
 
     It is told the captions. The pictures show its errors without the cost of sampling.
@@ -95,8 +98,7 @@ def repaint(weights: Path, tokenizer: CLIPTokenizer, scenes: list[world.Scene], 
 
 
 def save_clip(model: CLIPModel, weights: Path) -> None:
-    save_half(model.eval(), weights / "clip")
-    load_tokenizer(weights).save_pretrained(weights / "clip")  # one that was used would write its padding down
+    """Write `clip/`: both towers, tokenizer and preprocessing."""
     preprocessing = {
         "image_processor_type": "CLIPImageProcessor",
         "crop_size": IMAGE_SIZE,
@@ -107,4 +109,7 @@ def save_clip(model: CLIPModel, weights: Path) -> None:
         "rescale_factor": 1 / 255,
         **{f"do_{step}": True for step in ("center_crop", "convert_rgb", "normalize", "rescale", "resize")},
     }
-    (weights / "clip" / "preprocessor_config.json").write_text(json.dumps(preprocessing, indent=2) + "\n")
+    with whole(weights / "clip") as folder:
+        model.eval().half().save_pretrained(folder)
+        load_tokenizer(weights).save_pretrained(folder)  # one that was used would write its padding down
+        (folder / "preprocessor_config.json").write_text(json.dumps(preprocessing, indent=2) + "\n")

@@ -1,6 +1,9 @@
 """What the stages of the recipe share: one loss, one schedule, one loop that resumes."""
 
+import shutil
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import lightning as L
@@ -10,13 +13,15 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-STAGES = ("tokenizer", "clip", "vae", "unet", "clip_image", "report")
+STAGES = ("tokenizer", "vae", "clip", "judge", "unet", "clip_image", "report")
 
 
 class Stage(L.LightningModule):
-    """One stage of the recipe: a loss on a batch that depends on (seed, step) alone, AdamW, one cosine.
+    """One stage of the recipe: a loss on a batch that depends on (seed, step) alone, one schedule.
 
-    Because a batch is a function of the step, a resumed stage sees exactly the batches that it would have seen.
+    The rate rises over 200 steps, stays, and falls to nothing over the last fifth: until then a run of more steps is
+    the same run, and its averaged weights can be measured at any time. Because a batch is a function of the step, a
+    resumed stage sees exactly the batches that it would have seen.
     """
 
     name: str  # one of STAGES
@@ -42,19 +47,23 @@ class Stage(L.LightningModule):
         self.log("loss", loss, prog_bar=True)
         return loss
 
-    def configure_optimizers(self):
-        parameters = self.trained().parameters()
-        optimizer = torch.optim.AdamW(
-            parameters,
+    def optimizer(self) -> torch.optim.Optimizer:
+        return torch.optim.AdamW(
+            self.trained().parameters(),
             lr=self.lr,
             weight_decay=self.weight_decay,
             betas=(0.9, 0.98),
             fused=self.trainer.precision == "32-true",  # Lightning clips no gradients of a fused one under autocast
         )
-        schedule = torch.optim.lr_scheduler.OneCycleLR(
-            optimizer, self.lr, total_steps=self.steps, pct_start=0.05, div_factor=10, final_div_factor=20
-        )
+
+    def configure_optimizers(self):
+        optimizer = self.optimizer()
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, self.rate)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def rate(self, step: int) -> float:
+        """The learning rate before step number `step`, as a share of `lr`."""
+        return min(1.0, (step + 1) / 200, (self.steps - step) / (0.2 * self.steps))
 
 
 class StepLog(L.Callback):
@@ -75,7 +84,7 @@ class StepLog(L.Callback):
             )
 
 
-def fit(stage: Stage, work: Path, accelerator: str, precision: str = "bf16-mixed", save_every: int = 250) -> None:
+def fit(stage: Stage, work: Path, accelerator: str, precision: str = "bf16-mixed", save_every: int = 100) -> None:
     """Train a stage to its last step, from its own last checkpoint if there is one."""
     last = work / stage.name / "last.ckpt"
     trainer = L.Trainer(
@@ -96,9 +105,21 @@ def fit(stage: Stage, work: Path, accelerator: str, precision: str = "bf16-mixed
     )
     steps = DataLoader(torch.arange(stage.steps), batch_size=1)  # the step itself is the batch's only key
     trainer.fit(stage, steps, ckpt_path=str(last) if last.exists() else None)
-    trainer.save_checkpoint(last)  # so that a finished stage is not continued from its last multiple of 250
+    trainer.save_checkpoint(last)  # so that a finished stage is not continued from its last multiple of 100
+
+
+@contextmanager
+def whole(folder: Path) -> Iterator[Path]:
+    """Give a folder to write into that takes its name only when it is complete: a part is there whole or not at all."""
+    partial = folder.with_name(folder.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    yield partial
+    shutil.rmtree(folder, ignore_errors=True)
+    partial.rename(folder)
 
 
 def save_half(model: nn.Module, folder: Path) -> None:
     """Save in float16: half the repository's size, and the rounding is far below what any figure here shows."""
-    model.half().save_pretrained(folder)
+    with whole(folder) as partial:
+        model.half().save_pretrained(partial)

@@ -10,13 +10,13 @@ from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from torch import Tensor
 from transformers import CLIPTokenizer
 
-from ph2p.world import scenes as world
 from ph2p.world.captions import canonical_caption, random_caption
+from ph2p.world.scenes import Scene
 
 CONTEXT_LENGTH = 32
 
 
-def train_tokenizer(scenes: list[world.Scene], seed: int) -> tuple[CLIPTokenizer, list[str]]:
+def train_tokenizer(scenes: list[Scene], seed: int) -> tuple[CLIPTokenizer, list[str]]:
     """Learn CLIP's byte-pair encoding on captions until every word of the world is one token.
 
     Only the merges are taken from the trainer: it numbers the single bytes differently in every run, so the

@@ -1,5 +1,6 @@
 """The denoiser, trained together with its text tower."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -10,12 +11,13 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from ph2p.tiny.recipe.scenes import IMAGE_SIZE
-from ph2p.tiny.recipe.stage import Stage
+from ph2p.tiny.recipe.muon import Muon, split_parameters
+from ph2p.tiny.recipe.scenes import IMAGE_SIZE, to_unit
+from ph2p.tiny.recipe.stage import Stage, whole
 from ph2p.tiny.recipe.tokenizer import load_tokenizer, tokenize
-from ph2p.tiny.recipe.vae import LATENT_CHANNELS, start_linear
-from ph2p.world import scenes as world
+from ph2p.tiny.recipe.vae import LATENT_CHANNELS, PatchCode, start_linear
 from ph2p.world.captions import canonical_caption, random_caption
+from ph2p.world.scenes import Scene
 
 
 class UNetStage(Stage):
@@ -25,54 +27,44 @@ class UNetStage(Stage):
     places, but painted every shape as the same blob.
     """
 
-    name, batch_size, lr = "unet", 64, 6e-4
+    name, batch_size, lr = "unet", 64, 1e-3
     empty_captions = 0.1
     # Draws from [500, 1000) only, where the words decide and PH2P works; the others are from all timesteps. With 0.6
     # too little was learnt of the early ones, and painted shapes stayed blurred.
     late_timesteps = 0.2
-    # Errors on objects weigh three times in the first part of the steps, for there the words are to be learnt; then
-    # alike, since a weight that depends on the picture bends what the denoiser should predict.
-    object_weight, weighted_steps = 3.0, 0.5
-    # How much more often a scene comes whose objects are all small: they fill nine of the 64 patches, and as often
-    # as the others they were painted with the right shape in 42 %, larger ones in 94 %.
-    small_scenes = 3.0
 
     def __init__(
         self,
         seed: int,
         steps: int,
-        scenes: list[world.Scene],
-        latents: Tensor,
-        objects: Tensor,
+        scenes: list[Scene],
+        pictures: np.ndarray,
+        code: PatchCode,
         tokenizer: CLIPTokenizer,
         text_encoder: CLIPTextModel,
     ):
         super().__init__(seed, steps)
-        self.scenes, self.tokenizer = scenes, tokenizer
-        small = np.array([all(thing.size == "small" for thing in scene.things) for scene in scenes])
-        frequency = np.where(small, self.small_scenes, 1)  # (S,)
-        self._chances = frequency / frequency.sum()
-        self._latents, self._objects = latents, objects  # (S, 20, 8, 8), (S, 1, 8, 8); kept out of the checkpoint
+        self.scenes, self.pictures, self.code, self.tokenizer = scenes, pictures, code, tokenizer
         self.scheduler = make_scheduler()
         self.model = nn.ModuleDict({"unet": make_unet(), "text_encoder": text_encoder.train().requires_grad_(True)})
-        self.average = AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(0.998))
+        self.average = AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(0.999))
+
+    def optimizer(self) -> Muon:
+        return Muon(split_parameters(self.model), self.lr, self.weight_decay)
 
     def loss(self, rng: np.random.Generator, generator: torch.Generator) -> Tensor:
-        rows = rng.choice(len(self.scenes), size=self.batch_size, p=self._chances)
+        rows = rng.integers(len(self.scenes), size=self.batch_size)
         captions = [self._caption(self.scenes[i], rng) for i in rows]
         states = self.model["text_encoder"](tokenize(self.tokenizer, captions, self.device))[0]
-        latents = self._latents[rows].to(self.device)
+        latents = self.code.encode(to_unit(self.pictures[rows], self.device))
         low = np.where(rng.random(self.batch_size) < self.late_timesteps, 500, 0)
         timesteps = torch.from_numpy(rng.integers(low, 1000)).to(self.device)
         noise = torch.randn(latents.shape, generator=generator, device=self.device)
         noisy = self.scheduler.add_noise(latents, noise, timesteps)
         velocity = self.scheduler.get_velocity(latents, noise, timesteps)
-        error = (self.model["unet"](noisy, timesteps, states).sample.float() - velocity).square()
-        if self.global_step < self.weighted_steps * self.steps:
-            error = error * (1 + (self.object_weight - 1) * self._objects[rows].to(self.device))
-        return error.mean()
+        return (self.model["unet"](noisy, timesteps, states).sample.float() - velocity).square().mean()
 
-    def _caption(self, scene: world.Scene, rng: np.random.Generator) -> str:
+    def _caption(self, scene: Scene, rng: np.random.Generator) -> str:
         if rng.random() < self.empty_captions:
             return ""
         return canonical_caption(scene) if rng.random() < 0.25 else random_caption(scene, rng)
@@ -119,12 +111,6 @@ def make_scheduler() -> DDIMScheduler:
     )
 
 
-def object_patches(pictures: np.ndarray) -> Tensor:
-    """Which 8x8 patches show more than background, the colour of the top left pixel: (N, 1, 8, 8) in {0, 1}."""
-    differs = (np.abs(pictures.astype(np.int16) - pictures[:, :1, :1]) > 12).any(3)
-    return torch.from_numpy(differs.reshape(-1, 1, 8, 8, 8, 8).any((3, 5))).float()
-
-
 def save_pipeline(model: nn.ModuleDict, weights: Path) -> None:
     """Write U-Net, text tower, scheduler and model_index.json beside the finished parts: a diffusers folder."""
     pipeline = StableDiffusionPipeline(
@@ -137,4 +123,11 @@ def save_pipeline(model: nn.ModuleDict, weights: Path) -> None:
         feature_extractor=None,
         requires_safety_checker=False,
     )
-    pipeline.to(dtype=torch.float16).save_pretrained(weights, safe_serialization=True)
+    pipeline.to(dtype=torch.float16)
+    with whole(weights / "pipeline") as partial:
+        pipeline.save_pretrained(partial, safe_serialization=True)
+    written = weights / "pipeline"
+    for part in sorted(written.iterdir(), key=lambda path: path.name == "unet"):  # the last one says: finished
+        shutil.rmtree(weights / part.name, ignore_errors=True)
+        part.replace(weights / part.name)
+    written.rmdir()

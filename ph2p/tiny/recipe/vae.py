@@ -1,21 +1,27 @@
 """The VAE: an encoder that computes principal components, and the decoder that is trained to undo it."""
 
+from collections.abc import Iterator
+from dataclasses import dataclass
+
 import numpy as np
 import torch
 from diffusers import AutoencoderKL
 from diffusers.models.resnet import ResnetBlock2D
-from rich.progress import track
 from torch import Tensor, nn
+from torch.nn import functional
 
 from ph2p.tiny.recipe.scenes import IMAGE_SIZE, to_unit
 from ph2p.tiny.recipe.stage import Stage
 
-LATENT_CHANNELS = 20
+LATENT_CHANNELS = 32
+COLOURS = 3  # leading components, the mean colour of a patch: of unit variance
+SOFTENED = 0.5  # a later one of deviation s has variance s**SOFTENED, in units of the first after the colours
+SIGNALS = 4  # components in each of the 8 groups of channels before the encoder's last normalisation
 CORNERS = ((0, 0), (0, 1), (1, 0), (1, 1))  # (y, x) of the four pixels that a stride of 2 joins
 
 
 class VaeStage(Stage):
-    """An autoencoder from 64x64x3 to 8x8x20: the encoder is set to principal components, the decoder is trained.
+    """An autoencoder from 64x64x3 to 8x8x32: the encoder is set to principal components, the decoder is trained.
 
     Small objects weigh more, since a plain mean forgets their colours; noise on the latents stands for what
     the U-Net will get wrong.
@@ -50,7 +56,7 @@ def make_vae() -> AutoencoderKL:
     vae = AutoencoderKL(
         sample_size=IMAGE_SIZE,
         latent_channels=LATENT_CHANNELS,
-        block_out_channels=(32, 48, 64, 96),
+        block_out_channels=(32, 48, 64, 128),
         down_block_types=("DownEncoderBlock2D",) * 4,
         up_block_types=("UpDecoderBlock2D",) * 4,
         layers_per_block=1,
@@ -71,17 +77,18 @@ def start_linear(model: nn.Module) -> None:
 
 
 def principal_components(pictures: np.ndarray) -> tuple[Tensor, Tensor]:
-    """Return mean (8, 8, 3) and the 20 leading components (20, 8, 8, 3) of the pictures' 8x8 patches, in [-1, 1].
+    """Return mean (8, 8, 3) and the 32 leading components (32, 8, 8, 3) of the pictures' 8x8 patches, in [-1, 1].
 
-    A component is divided by its standard deviation: edges and patterns, whose variance is small, do not drown in the
-    noise of the late timesteps, while a plain background is still read from its many patches.
+    The mean colours of a patch get unit variance, so that edges do not drown in noise beside plain backgrounds; the
+    others less, the finer the less, so that a picture is decided from the coarse to the fine.
     """
     images = to_unit(pictures).permute(0, 2, 3, 1)  # (N, 64, 64, 3)
     patches = images.unfold(1, 8, 8).unfold(2, 8, 8).permute(0, 1, 2, 4, 5, 3).reshape(-1, 192).double()
     mean = patches.mean(0)
     variances, vectors = torch.linalg.eigh((patches - mean).T @ (patches - mean) / len(patches))
-    variances, vectors = variances[-LATENT_CHANNELS:], vectors[:, -LATENT_CHANNELS:]
-    return mean.view(8, 8, 3).float(), (vectors / variances.sqrt()).T.reshape(-1, 8, 8, 3).float()
+    deviations, vectors = variances[-LATENT_CHANNELS:].sqrt(), vectors[:, -LATENT_CHANNELS:]
+    loudness = (deviations / deviations[-COLOURS - 1]).clamp(max=1) ** SOFTENED  # (32,)
+    return mean.view(8, 8, 3).float(), (vectors * loudness / deviations).T.reshape(-1, 8, 8, 3).float()
 
 
 @torch.no_grad()
@@ -117,33 +124,56 @@ def gather_patches(encoder: nn.Module) -> None:
     three.resnets[0].conv_shortcut.weight[range(48), range(48), 0, 0] = 1
 
 
-def project_patches(conv: nn.Conv2d, mean: Tensor, components: Tensor) -> None:
-    """The third one of stride 2 turns four gathered 4x4 patches into the components of an 8x8 patch."""
+def gathered() -> Iterator[tuple[slice, tuple[int, int], tuple[int, int]]]:
+    """For every pixel (y, x) of an 8x8 patch the channels that hold it, and in which of the four 4x4 patches."""
     for y, x in CORNERS:
         for q2, (y2, x2) in enumerate(CORNERS):
             for q1, (y1, x1) in enumerate(CORNERS):
-                channels = slice(12 * q2 + 3 * q1, 12 * q2 + 3 * q1 + 3)
-                pixel = components[:, 4 * y + 2 * y2 + y1, 4 * x + 2 * x2 + x1]  # (20, 3)
-                conv.weight[:LATENT_CHANNELS, channels, y, x] = pixel
+                first = 12 * q2 + 3 * q1
+                yield slice(first, first + 3), (y, x), (4 * y + 2 * y2 + y1, 4 * x + 2 * x2 + x1)
+
+
+def project_patches(conv: nn.Conv2d, mean: Tensor, components: Tensor) -> None:
+    """The third one of stride 2 turns four gathered 4x4 patches into the components of an 8x8 patch."""
+    for channels, place, pixel in gathered():
+        conv.weight[:LATENT_CHANNELS, channels, *place] = components[:, *pixel]  # (32, 3)
     conv.bias[:LATENT_CHANNELS] = -(components * mean).flatten(1).sum(1)
 
 
 def pass_normalisation(encoder: nn.Module, ballast: float = 50.0) -> None:
-    """Groups of 12 channels: three signals and their negatives, then +K and -K three times each; K is the ballast."""
+    """Groups of 16 channels: four signals and their negatives, then +K and -K four times each; K is the ballast."""
     spread, norm = encoder.down_blocks[3].resnets[0].conv_shortcut, encoder.conv_norm_out
     for k in range(LATENT_CHANNELS):
-        plus = 12 * (k // 3) + 2 * (k % 3)
+        plus = 4 * SIGNALS * (k // SIGNALS) + 2 * (k % SIGNALS)
         spread.weight[plus, k, 0, 0], spread.weight[plus + 1, k, 0, 0] = 1, -1
         encoder.conv_out.weight[k, plus, 1, 1], encoder.conv_out.weight[k, plus + 1, 1, 1] = 1, -1
     for group in range(8):
-        spread.bias[12 * group + 6 : 12 * group + 9], spread.bias[12 * group + 9 : 12 * group + 12] = ballast, -ballast
+        middle = 4 * SIGNALS * group + 3 * SIGNALS
+        spread.bias[middle - SIGNALS : middle], spread.bias[middle : middle + SIGNALS] = ballast, -ballast
     norm.weight.fill_(ballast / 2**0.5)
     norm.bias.zero_()
 
 
-@torch.no_grad()
-def encode_all(vae: AutoencoderKL, pictures: np.ndarray, device: str) -> Tensor:
-    """Encode every picture to its posterior mean: (N, 20, 8, 8), unscaled."""
-    vae = vae.to(device).eval()
-    starts = track(range(0, len(pictures), 100), description="encoding scenes")
-    return torch.cat([vae.encode(to_unit(pictures[i : i + 100], device)).latent_dist.mean.cpu() for i in starts])
+@dataclass(frozen=True)
+class PatchCode:
+    """What the encoder computes, as one matrix: `components` (32, 192) of 8x8 patches; `offset` (32,) is added.
+
+    A thousand times faster than the encoder's own layers, so that nothing has to be kept.
+    """
+
+    components: Tensor
+    offset: Tensor
+
+    def encode(self, images: Tensor) -> Tensor:
+        """Turn images (B, 3, 64, 64) in [-1, 1] into latents (B, 32, 8, 8)."""
+        weight = self.components.view(-1, 8, 8, 3).permute(0, 3, 1, 2).to(images)  # (32, 3, 8, 8)
+        return functional.conv2d(images, weight, self.offset.to(images), stride=8)
+
+
+def patch_code(vae: AutoencoderKL) -> PatchCode:
+    """Read the matrix off the weights that `project_patches` set."""
+    conv = vae.encoder.down_blocks[2].downsamplers[0].conv
+    components = torch.empty(LATENT_CHANNELS, 8, 8, 3)
+    for channels, place, pixel in gathered():
+        components[:, *pixel] = conv.weight[:LATENT_CHANNELS, channels, *place]
+    return PatchCode(components.flatten(1).detach(), conv.bias[:LATENT_CHANNELS].detach().clone())

@@ -1,0 +1,131 @@
+"""An independent judge of painted pictures: a small classifier that nothing is trained or chosen with.
+
+CLIP was tuned on what the U-Net paints, so figures about painted pictures are not left to it.
+"""
+
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.nn import functional
+
+from ph2p.tiny.recipe.scenes import IMAGE_SIZE, to_unit
+from ph2p.tiny.recipe.stage import Stage, whole
+from ph2p.world import things as world
+from ph2p.world.scenes import COLOURS, PLACES, Pictured, Scene, Thing
+
+NOUNS, GROUNDS = tuple(world.NOUNS), tuple(COLOURS)
+WHERE = (*PLACES, "one above the other", "side by side")
+HEADS = {"noun": len(NOUNS), "colour": len(GROUNDS), "background": len(GROUNDS), "where": len(WHERE)}
+WIDTHS = (32, 64, 128, 256)
+
+
+class Judge(nn.Module):
+    """Reads pictures (B, 3, 64, 64) in [-1, 1]: the nouns, the colours of shapes, the background, the places."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        widths = [3, *WIDTHS]
+        self.stages = nn.ModuleList(_Block(a, b) for a, b in pairwise(widths))
+        self.heads = nn.ModuleDict({name: nn.Linear(WIDTHS[-1], size) for name, size in HEADS.items()})
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        """Return logits (B, classes) by head."""
+        for stage in self.stages:
+            images = stage(images)
+        pooled = images.mean((2, 3)) + images.amax((2, 3))  # (B, 256)
+        return {name: head(pooled) for name, head in self.heads.items()}
+
+
+class _Block(nn.Module):
+    """Halve the picture, then one residual branch."""
+
+    def __init__(self, inside: int, outside: int):
+        super().__init__()
+        self.down = nn.Conv2d(inside, outside, 3, stride=2, padding=1)
+        self.norms = nn.ModuleList(nn.GroupNorm(8, outside) for _ in range(2))
+        self.branch = nn.Conv2d(outside, outside, 3, padding=1)
+
+    def forward(self, images: Tensor) -> Tensor:
+        images = functional.silu(self.norms[0](self.down(images)))
+        return images + functional.silu(self.norms[1](self.branch(images)))
+
+
+class JudgeStage(Stage):
+    """Train the judge on training scenes that are moved, tinted, blurred and noisy in other ways than CLIP's."""
+
+    name, batch_size, lr, weight_decay = "judge", 64, 2e-3, 0.05
+
+    def __init__(self, seed: int, steps: int, scenes: list[Scene], pictures: np.ndarray):
+        super().__init__(seed, steps)
+        self.pictures, self.model = pictures, Judge()
+        self.truths = truths(scenes)
+
+    def loss(self, rng: np.random.Generator, generator: torch.Generator) -> Tensor:
+        rows = rng.integers(len(self.pictures), size=self.batch_size)
+        images = disturbed(to_unit(self.pictures[rows], self.device), generator)
+        truth = {name: torch.from_numpy(values[rows]).to(self.device) for name, values in self.truths.items()}
+        said = {name: logits.float() for name, logits in self.model(images).items()}
+        several = sum(
+            functional.binary_cross_entropy_with_logits(said[name], truth[name]) * HEADS[name] / 10
+            for name in ("noun", "colour")
+        )
+        one = sum(functional.cross_entropy(said[name], truth[name]) for name in ("background", "where"))
+        return several + one / 4
+
+
+def truths(scenes: list[Scene]) -> dict[str, np.ndarray]:
+    """What is to be read off: nouns and colours (S, classes) in {0, 1}, background and where (S,)."""
+    nouns, colours = (np.zeros((len(scenes), HEADS[name]), dtype=np.float32) for name in ("noun", "colour"))
+    for row, scene in enumerate(scenes):
+        for thing in scene.things:
+            nouns[row, NOUNS.index(noun_of(thing))] = 1
+            if isinstance(thing, Thing):
+                colours[row, GROUNDS.index(thing.colour)] = 1
+    grounds = np.array([GROUNDS.index(scene.background) for scene in scenes])
+    return {"noun": nouns, "colour": colours, "background": grounds, "where": np.array([where(s) for s in scenes])}
+
+
+def noun_of(thing: Thing | Pictured) -> str:
+    return thing.shape if isinstance(thing, Thing) else thing.noun
+
+
+def where(scene: Scene) -> int:
+    """The number in `WHERE` of a scene's place, or of the line on which its two objects stand."""
+    if scene.place:
+        return WHERE.index(scene.place)
+    return len(PLACES) + (scene.relation not in ("above", "below"))
+
+
+def disturbed(images: Tensor, generator: torch.Generator) -> Tensor:
+    """Move (B, 3, H, W) by up to 2 pixels, change gain and tint by up to 8 %, make some coarse, add noise."""
+    count, device = len(images), images.device
+    draw = torch.rand(count, 8, generator=generator, device=device)
+    padded = functional.pad(images, (2, 2, 2, 2), mode="replicate")
+    y, x = (draw[:, :2] * 5).long().unbind(1)
+    steps = torch.arange(IMAGE_SIZE, device=device)
+    rows, columns = (y[:, None] + steps)[:, :, None], (x[:, None] + steps)[:, None, :]
+    moved = padded.permute(0, 2, 3, 1)[torch.arange(count, device=device)[:, None, None], rows, columns]
+    moved = moved.permute(0, 3, 1, 2)
+    coarse = functional.interpolate(functional.avg_pool2d(moved, 2), scale_factor=2, mode="bilinear")
+    moved = torch.lerp(moved, coarse, (draw[:, 2] * 1.5).clamp(max=1)[:, None, None, None])
+    gain = 1 + 0.16 * (draw[:, 3:6] - 0.5)[:, :, None, None]
+    noise = torch.randn(images.shape, generator=generator, device=device)
+    return (moved * gain + 0.15 * draw[:, 6, None, None, None].square() * noise).clamp(-1.2, 1.2)
+
+
+def save_judge(judge: Judge, weights: Path) -> None:
+    """Write `judge/model.safetensors` in float16."""
+    state = {name: value.half().contiguous() for name, value in judge.cpu().state_dict().items()}
+    with whole(weights / "judge") as folder:
+        save_file(state, folder / "model.safetensors")
+
+
+def load_judge(weights: Path) -> Judge:
+    judge = Judge()
+    state = load_file(weights / "judge" / "model.safetensors")
+    judge.load_state_dict({name: value.float() for name, value in state.items()})
+    return judge.eval()
