@@ -11,7 +11,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test compare evidence lint format clean
+.PHONY: help venv demo test docs compare evidence lint format clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -34,6 +34,9 @@ demo: venv ## Invert the example images on the CPU; the last line names the page
 test: lint ## Check the code and run all tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
 
+docs: venv ## Build the documentation as a site, site/index.html; a warning fails it
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
 compare: venv ## Compare the methods at equal cost, in one table
 	$(BIN)/python benchmarks/compare.py $(ARGS)
 
@@ -52,5 +55,5 @@ format: venv ## Put the code into the project's format
 	$(BIN)/ruff format .
 
 clean: ## Remove the environment, caches and build products; outputs/ stays
-	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
+	rm -rf $(VENV) build dist site .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

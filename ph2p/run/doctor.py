@@ -18,6 +18,7 @@ from ph2p.run.screen import Screen
 
 PACKAGES = ("torch", "lightning", "diffusers", "transformers", "huggingface-hub", "hydra-core", "numpy", "pillow")
 EXTRAS = {  # of pyproject.toml: a module that it brings, and what that is for
+    "docs": ("mkdocs", "make docs"),
     "heif": ("pillow_heif", "HEIC pictures"),
     "lora": ("peft", "generator.lora=..."),
     "notebooks": ("ipykernel", "the notebooks"),
