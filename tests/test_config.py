@@ -260,6 +260,8 @@ WRONG = [  # the command line's words, and what the line must name
     ("method.search.race=[[9,1],[3]]", "method.search.race=[[9, 1], [3]]: give"),
     ("method.search.draws=5", "method.search.draws=5: give at most 4, the last stage's"),
     ("method.search.min_length=30", "method.search.min_length=30: give at most 20"),
+    ("method.search.max_length=8", "method.search.max_length=8: give at least method.prompt_length=12"),
+    ("generator.tokens.min_length=3", "generator.tokens.min_length=3: has no effect beside generator.allowlist"),
     ("method.word_price=1", "method.word_price=1.0: give a number in [0, 1)"),
     ("batch_size=0", "batch_size=0"),
     ("batch_size=null", "batch_size=null: give a whole number"),

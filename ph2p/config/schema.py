@@ -5,7 +5,7 @@ are made. The comment behind a key is what `--help` says of it.
 """
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from ph2p.config import checks
@@ -92,6 +92,12 @@ class MethodConfig:
         evaluations = (self.optimizer or {}).get("max_eval", 1)
         wanted = "give a whole number of at least 1"
         checks.require(checks.is_whole(evaluations, 1), "method.optimizer.max_eval", evaluations, wanted)
+        if self.search and self.init in ("random", "retrieval"):
+            most, wanted = (
+                self.search.max_length,
+                f"give at least method.prompt_length={self.prompt_length}, or a shorter one",
+            )
+            checks.require(most >= self.prompt_length, "method.search.max_length", most, wanted)
         self._check_smoothing()
         self._check_projection()
 
@@ -172,8 +178,17 @@ class GeneratorConfig:
                 getattr(self, key),
                 "there is no generator.lora; give one, or leave it out",
             )
+        self._check_tokens()
         fits = self.clip_skip is None or self.clip_skip >= 0
         checks.require(fits, "generator.clip_skip", self.clip_skip, "give a whole number of at least 0, or null")
+
+    def _check_tokens(self) -> None:
+        """A rule for words is no rule beside a list of the only ones; protected words are."""
+        for part in fields(TokensConfig):
+            value, default = getattr(self.tokens, part.name), getattr(TokensConfig(), part.name)
+            fits = self.allowlist is None or value == default or part.name == "protected"
+            wanted = "has no effect beside generator.allowlist; leave it out, or give generator.allowlist=null"
+            checks.require(fits, f"generator.tokens.{part.name}", value, wanted)
 
 
 @dataclass
