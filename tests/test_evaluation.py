@@ -109,6 +109,16 @@ def test_finalists_are_ranked_by_what_the_model_paints(inverter_of):
     assert rule(goal, [candidates[0], candidates[3]])[0].text == "red square"
 
 
+def test_a_distilled_model_renders_finalists_in_its_own_steps(inverter_of):
+    for bound, steps in (("generator.most_steps=2", 2), ("generator.most_steps=null", 4)):
+        inverter = inverter_of("method.selection.steps=4", "generator.steps=2", bound, "generator.guidance_scale=1")
+        before = inverter.generator.counter.read().forward
+        make_rule(inverter.generator, inverter.scorer, inverter.cfg)(
+            torch.ones(8), [Candidate((0,), "red dog", 0, 0.5)]
+        )
+        assert inverter.generator.counter.read().forward - before == steps
+
+
 def test_a_rule_is_chosen_by_its_name(inverter_of):
     calls = Counter()
     inverter = inverter_of("method=random", "method.selection.rule=loss")

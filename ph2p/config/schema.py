@@ -161,12 +161,15 @@ class GeneratorConfig:
     allowlist: str | None = None  # file of the only words that may appear, one a line; `tokens` is then passed over
     tokens: TokensConfig = field(default_factory=TokensConfig)  # which words of the vocabulary a prompt may use
     steps: int = 30  # denoising steps of the renderings on the results page
+    most_steps: int | None = None  # of any rendering: a distilled model's own number; null: no bound
     guidance_scale: float = 5.0  # of classifier-free guidance; 1 paints without
     guidance_rescale: float = 0.0  # arXiv 2305.08891, section 3.4
 
     def __post_init__(self) -> None:
         checks.expand_paths(self, "path", "config", "cache_dir", "lora", "blocklist", "allowlist")
-        checks.require_whole(self, "generator.", ("steps",))
+        checks.require_whole(self, "generator.", ("steps", *(["most_steps"] if self.most_steps is not None else [])))
+        fits = self.most_steps is None or self.steps <= self.most_steps
+        checks.require(fits, "generator.steps", self.steps, f"give at most generator.most_steps={self.most_steps}")
         sides = self.image_size if isinstance(self.image_size, list | tuple) else [self.image_size] * 2
         fits = self.image_size is None or (len(sides) == 2 and all(checks.is_whole(side, 8) for side in sides))
         wanted = "give a whole number of at least 8, [height, width] of such, or null"
@@ -181,6 +184,10 @@ class GeneratorConfig:
         self._check_tokens()
         fits = self.clip_skip is None or self.clip_skip >= 0
         checks.require(fits, "generator.clip_skip", self.clip_skip, "give a whole number of at least 0, or null")
+
+    def steps_at_most(self, steps: int) -> int:
+        """So many denoising steps, or as many as a distilled model takes."""
+        return steps if self.most_steps is None else min(steps, self.most_steps)
 
     def _check_tokens(self) -> None:
         """A rule for words is no rule beside a list of the only ones; protected words are."""

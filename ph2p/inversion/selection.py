@@ -120,13 +120,14 @@ class BestRendering:
     def __init__(self, generator: Generator, scorer: Scorer, cfg: Config) -> None:
         self.generator, self.scorer = generator, scorer
         self.choice, self.seed = cfg.method.selection, cfg.seed
+        self.steps = cfg.generator.steps_at_most(self.choice.steps)
         self.guidance = guidance_options(cfg.generator)
 
     def __call__(self, features: Tensor, candidates: list[Candidate]) -> list[Candidate]:
         bound = candidates[0].loss * (1 + self.choice.margin)
         some = [c for c in candidates[: self.choice.finalists] if c.loss <= bound] or candidates[:1]
         texts = [candidate.text for candidate in some]
-        renderings = paint(self.generator, texts, [self.seed] * len(texts), self.choice.steps, self.guidance)
+        renderings = paint(self.generator, texts, [self.seed] * len(texts), self.steps, self.guidance)
         similarity = cosine_similarity(self.scorer.image_features(renderings), features, dim=-1).tolist()
         ranked = [replace(c, clip_similarity=value) for c, value in zip(some, similarity, strict=True)]
         ranked.sort(key=lambda c: (math.isnan(c.clip_similarity or 0), -(c.clip_similarity or 0)))

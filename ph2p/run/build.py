@@ -94,7 +94,10 @@ def _check_fit(generator: Generator, cfg: Config) -> None:
     for key, window in {"method": method.timesteps, "evaluation": cfg.evaluation.timesteps}.items():
         if window[1] > generator.num_timesteps:
             raise UserError(f"{key}.timesteps={window}: this model has {generator.num_timesteps} timesteps")
-    steps = {"generator.steps": cfg.generator.steps, "method.selection.steps": method.selection.steps}
+    steps = {
+        "generator.steps": cfg.generator.steps,
+        "method.selection.steps": cfg.generator.steps_at_most(method.selection.steps),
+    }
     generator.check_sampling(steps, cfg.generator.guidance_rescale)
 
 
