@@ -116,8 +116,9 @@ def test_what_has_no_finite_loss_loses_and_ends_nothing(generator, latents, draw
 @pytest.fixture
 def position():
     random = torch.Generator().manual_seed(1)
-    allowed = torch.arange(10, 30)
-    return Position(torch.tensor([10, 11, 12]), torch.rand(3, 20), allowed, torch.tensor([28, 29]), (1, 5), random)
+    allowed, scores = torch.arange(10, 30), torch.rand(3, 20, generator=random)
+    scores[range(3), range(3)] = torch.inf  # no swap for itself
+    return Position(torch.tensor([10, 11, 12]), scores, allowed, torch.tensor([28, 29]), (1, 5), random)
 
 
 @pytest.mark.parametrize("name", MOVES)
