@@ -18,6 +18,7 @@ from ph2p.inversion.history import CandidateHistory
 from ph2p.inversion.judge import Judge
 from ph2p.inversion.meter import Meter
 from ph2p.inversion.module import PromptInversion
+from ph2p.inversion.moves import chosen_moves
 from ph2p.inversion.objectives import Objective, make_objective
 from ph2p.inversion.projection import DelayedProjection
 from ph2p.inversion.search import Search
@@ -43,6 +44,7 @@ class Inverter:
 
     def __post_init__(self) -> None:
         self._objective(), self._rule()  # what does not fit is said now
+        chosen_moves(self.cfg.method.search.moves if self.cfg.method.search else {})
 
     def __call__(
         self, targets: Sequence[Target], session: Session | None = None

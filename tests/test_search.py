@@ -33,7 +33,7 @@ def draws(generator):
 def method():
     method = load_config(["method=ph2p_plus"]).method
     small = SearchConfig(starts=2, draws=2, race=[[12, 1], [6, 1], [3, 2]], min_length=1, max_length=6)
-    return replace(method, search=small, word_price=0.0)
+    return replace(method, search=small, word_price=0.0, prompt_length=3)
 
 
 def prompts_of(generator, *sizes: int) -> torch.Tensor:
@@ -212,10 +212,13 @@ def test_images_are_independent_and_a_search_goes_on(generator, latents, method)
     assert torch.equal(again, whole) and torch.equal(again_losses, losses)
 
 
-def test_an_unknown_move_is_named(generator, latents, method):
-    wrong = replace(method, search=replace(method.search, moves={"jump": 3}))
+def test_an_unknown_move_is_named_before_anything_is_inverted(inverter_of):
     with pytest.raises(UserError, match=r"^method\.search\.moves\.jump: no such move; choose among .*delete, "):
-        Search(generator, latents, KEYS, wrong, 0)
+        inverter = inverter_of("method=ph2p_plus")
+        moves = {"jump": 3}
+        replace(
+            inverter, cfg=replace(inverter.cfg, method=replace(inverter.cfg.method, search=SearchConfig(moves=moves)))
+        )
 
 
 def test_a_larger_budget_buys_more_rounds():

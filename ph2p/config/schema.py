@@ -33,6 +33,8 @@ class SearchConfig:
         checks.require(fits, "method.search.race", self.race, "give [[candidates, draws], ...], whole numbers above 0")
         last = self.race[-1][1]
         checks.require(self.draws <= last, "method.search.draws", self.draws, f"give at most {last}, the last stage's")
+        fits = all(checks.is_whole(count, 0) for count in self.moves.values())
+        checks.require(fits, "method.search.moves", self.moves, "give whole numbers of at least 0")
         fits = self.min_length <= self.max_length
         checks.require(fits, "method.search.min_length", self.min_length, f"give at most {self.max_length}")
 

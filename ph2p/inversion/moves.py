@@ -5,12 +5,14 @@ A new move is a function and a line in `MOVES`; `method.search.moves` says how o
 Symbols: M tokens of the prompt, A allowed tokens, K proposals.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 
 import torch
 from torch import Tensor
+
+from ph2p.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -124,3 +126,10 @@ MOVES: dict[str, Move] = {
     "random": random,
     "swap": swap,
 }
+
+
+def chosen_moves(counts: Mapping[str, int]) -> list[tuple[Move, int]]:
+    """The moves that the configuration names, with how many proposals of each; raises UserError for an unknown one."""
+    for name in sorted(set(counts) - set(MOVES)):
+        raise UserError(f"method.search.moves.{name}: no such move; choose among {', '.join(MOVES)}")
+    return [(move, counts[name]) for name, move in MOVES.items() if counts.get(name)]

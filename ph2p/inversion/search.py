@@ -16,9 +16,8 @@ import torch
 from torch import Tensor
 
 from ph2p.config.schema import MethodConfig, SearchConfig
-from ph2p.errors import UserError
 from ph2p.inversion.draws import Draws, make_draws, random_generator
-from ph2p.inversion.moves import MOVES, Position
+from ph2p.inversion.moves import Position, chosen_moves
 from ph2p.inversion.objectives import finite_or_infinite, losses_and_gradients
 from ph2p.inversion.prompts import ABSENT, lengths, padded, present, prompt_losses, stacked
 from ph2p.inversion.racing import Stage, race
@@ -66,8 +65,7 @@ class Search:
         self.options: SearchConfig = method.search
         self.timesteps, self.word_price = (method.timesteps[0], method.timesteps[1]), method.word_price
         self.stages = [Stage(*stage) for stage in self.options.race]
-        for name in set(self.options.moves) - set(MOVES):
-            raise UserError(f"method.search.moves.{name}: no such move; choose among {', '.join(MOVES)}")
+        self.moves = chosen_moves(self.options.moves)
 
     def __call__(
         self,
@@ -132,8 +130,7 @@ class Search:
             prompt, chance = present(prompts[row]).cpu(), random_generator(self.seed, key, ("moves", number))
             known = present(progress.starts[row].flatten()).cpu()
             at = Position(prompt, scores[row, : len(prompt)], allowed, known, bounds, chance)
-            moves = [(MOVES[name], self.options.moves[name]) for name in MOVES if self.options.moves.get(name)]
-            found = [prompt, *(changed for move, count in moves for changed in move(at, count))][:size]
+            found = [prompt, *(changed for move, count in self.moves for changed in move(at, count))][:size]
             rows.append(stacked([*found, *[prompt] * (size - len(found))], prompts.shape[1]))
         return torch.stack(rows).to(prompts.device)
 
