@@ -57,19 +57,24 @@ class Run:
         return str(self.config.get("name") or self.folder.resolve().name)
 
 
-def write_pages(run: Run) -> Path:
-    """Write `index.html`, `index-2.html`, ... and return the first; a page that is already right is left alone.
-
-    Raises OSError when one cannot be written.
-    """
+def escaping_template(folder: Path, name: str) -> Template:
+    """A template of a page: whatever is filled in is escaped, and a name that is not given is an error."""
     environment = Environment(
-        loader=FileSystemLoader(TEMPLATES),
+        loader=FileSystemLoader(folder),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    template = environment.get_template("report.html.j2")
+    return environment.get_template(name)
+
+
+def write_pages(run: Run) -> Path:
+    """Write `index.html`, `index-2.html`, ... and return the first; a page that is already right is left alone.
+
+    Raises OSError when one cannot be written.
+    """
+    template = escaping_template(TEMPLATES, "report.html.j2")
     pages = max(1, -(-len(run.good) // CARDS))
     for page in range(1, pages + 1):
         _write_page(run, template, page, pages)

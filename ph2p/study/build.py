@@ -9,11 +9,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
 from ph2p.errors import UserError
 from ph2p.evaluation.metrics import TABLE
 from ph2p.files import as_json, plain_disk_errors, printable, write_whole
+from ph2p.report.page import escaping_template
 from ph2p.report.records import Record, number
 from ph2p.study.key import Item, Key, key_file, read_key
 from ph2p.study.material import Material, gather
@@ -118,16 +117,9 @@ def _answers(count: int, points: int, draw: random.Random) -> list[int]:
 
 def _page(key: Key, material: Material) -> str:
     """The page; its script is the only one that a browser runs there, by its hash."""
-    environment = Environment(
-        loader=FileSystemLoader(TEMPLATES),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     script = (TEMPLATES / "study.js").read_text(encoding="utf-8")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    template = environment.get_template("study.html.j2")
+    template = escaping_template(TEMPLATES, "study.html.j2")
     shown, minutes = _shown(key, material), _minutes(key)
     return template.render(script=script, digest=digest, questions=key.questions, data=shown, minutes=minutes)
 
