@@ -49,6 +49,9 @@ class UNetStage(Stage):
         self.model = nn.ModuleDict({"unet": make_unet(), "text_encoder": text_encoder.train().requires_grad_(True)})
         self.average = AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(0.999))
 
+    def networks(self) -> list[nn.Module]:
+        return list(self.model.values())
+
     def optimizer(self) -> Muon:
         return Muon(split_parameters(self.model), self.lr, self.weight_decay)
 
