@@ -1,6 +1,6 @@
 """The optimiser of the denoiser: Muon for the matrices inside, AdamW for everything else."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 
 import torch
 from torch import Tensor, nn
@@ -25,38 +25,51 @@ class Muon(torch.optim.Optimizer):
         with torch.enable_grad():
             loss = closure() if closure else None
         for group in self.param_groups:
-            for parameter in group["params"]:
-                if parameter.grad is not None:
-                    direction = self._matrix(parameter, group) if group["matrices"] else self._adam(parameter, group)
-                    parameter.mul_(1 - group["lr"] * group["weight_decay"]).sub_(direction, alpha=group["lr"])
+            parameters = [parameter for parameter in group["params"] if parameter.grad is not None]
+            directions = self._matrices(parameters, group) if group["matrices"] else self._adam(parameters, group)
+            for parameter, direction in directions:
+                parameter.mul_(1 - group["lr"] * group["weight_decay"]).sub_(direction, alpha=group["lr"])
         return loss
 
-    def _matrix(self, parameter: Tensor, group: dict) -> Tensor:
+    def _matrices(self, parameters: list[Tensor], group: dict) -> Iterator[tuple[Tensor, Tensor]]:
+        """Orthogonalise all matrices of one shape at once: many are small, and calls would cost more than products."""
+        alike: dict[torch.Size, list[Tensor]] = {}
+        for parameter in parameters:
+            alike.setdefault(parameter.flatten(1).shape, []).append(parameter)
+        for shape, some in alike.items():
+            stacked = orthogonal(torch.stack([self._ahead(parameter, group).flatten(1) for parameter in some]))
+            for parameter, matrix in zip(some, stacked, strict=True):
+                yield parameter, matrix.view_as(parameter) * 0.2 * max(shape) ** 0.5
+
+    def _ahead(self, parameter: Tensor, group: dict) -> Tensor:
         state, rate = self.state[parameter], 1 - group["momentum"]
         momentum = state.setdefault("momentum", torch.zeros_like(parameter)).lerp_(parameter.grad, rate)
-        ahead = parameter.grad.lerp(momentum, group["momentum"])  # Nesterov's
-        matrix = orthogonal(ahead.flatten(1))
-        return matrix.view_as(parameter) * 0.2 * max(matrix.shape) ** 0.5
+        return parameter.grad.lerp(momentum, group["momentum"])  # Nesterov's
 
-    def _adam(self, parameter: Tensor, group: dict) -> Tensor:
-        state, (one, two) = self.state[parameter], group["betas"]
-        state["step"] = state.get("step", 0) + 1
-        first = state.setdefault("first", torch.zeros_like(parameter)).lerp_(parameter.grad, 1 - one)
-        second = state.setdefault("second", torch.zeros_like(parameter)).lerp_(parameter.grad.square(), 1 - two)
-        deviation = (second / (1 - two ** state["step"])).sqrt_().add_(1e-8)
-        return first / (1 - one ** state["step"]) / deviation
+    def _adam(self, parameters: list[Tensor], group: dict) -> Iterator[tuple[Tensor, Tensor]]:
+        one, two = group["betas"]
+        for parameter in parameters:
+            state = self.state[parameter]
+            state["step"] = state.get("step", 0) + 1
+            first = state.setdefault("first", torch.zeros_like(parameter)).lerp_(parameter.grad, 1 - one)
+            second = state.setdefault("second", torch.zeros_like(parameter)).lerp_(parameter.grad.square(), 1 - two)
+            deviation = (second / (1 - two ** state["step"])).sqrt_().add_(1e-8)
+            yield parameter, first / (1 - one ** state["step"]) / deviation
 
 
-def orthogonal(matrix: Tensor, steps: int = 5) -> Tensor:
-    """Bring a matrix's singular values near 1, to within 0.7 and 1.2, by Jordan's quintic Newton-Schulz iteration."""
+def orthogonal(matrices: Tensor, steps: int = 5) -> Tensor:
+    """Bring the singular values of matrices (..., m, n) near 1, to within 0.7 and 1.2.
+
+    Jordan's quintic Newton-Schulz iteration, in bfloat16.
+    """
     a, b, c = 3.4445, -4.7750, 2.0315
-    wide = matrix.shape[0] <= matrix.shape[1]
-    x = (matrix if wide else matrix.T).bfloat16()
-    x = x / (x.norm() + 1e-7)
+    wide = matrices.shape[-2] <= matrices.shape[-1]
+    x = (matrices if wide else matrices.mT).bfloat16()
+    x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
     for _ in range(steps):
-        square = x @ x.T
+        square = x @ x.mT
         x = a * x + (b * square + c * square @ square) @ x
-    return (x if wide else x.T).to(matrix.dtype)
+    return (x if wide else x.mT).to(matrices.dtype)
 
 
 def split_parameters(model: nn.Module) -> list[dict]:

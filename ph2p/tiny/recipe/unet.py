@@ -27,7 +27,7 @@ class UNetStage(Stage):
     places, but painted every shape as the same blob.
     """
 
-    name, batch_size, lr = "unet", 64, 1e-3
+    name, batch_size, lr = "unet", 128, 1.5e-3
     empty_captions = 0.1
     # Draws from [500, 1000) only, where the words decide and PH2P works; the others are from all timesteps. With 0.6
     # too little was learnt of the early ones, and painted shapes stayed blurred.
