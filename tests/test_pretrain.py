@@ -9,15 +9,14 @@ import torch
 
 from ph2p.models.generators import load_generator
 from ph2p.models.scorer import load_scorer
-from ph2p.tiny import pretrain
-from ph2p.tiny.recipe import bars
+from ph2p.tiny import bars, pretrain
 from ph2p.tiny.recipe.image_tower import ClipImageStage, siblings
 from ph2p.tiny.recipe.judge import HEADS, NOUNS, Judge, JudgeStage, disturbed, load_judge, save_judge, truths
 from ph2p.tiny.recipe.muon import Muon, orthogonal, split_parameters
 from ph2p.tiny.recipe.scenes import load_scenes, to_unit
 from ph2p.tiny.recipe.stage import STAGES, fit, whole
 from ph2p.tiny.recipe.vae import VaeStage, make_vae, patch_code, principal_components
-from ph2p.world import things as world
+from ph2p.world import scenes as world
 from ph2p.world.captions import canonical_caption
 from ph2p.world.drawing import render
 from ph2p.world.scenes import COLOUR_WORDS, SIZES, Thing

@@ -19,7 +19,7 @@ import torch
 from diffusers import AutoencoderKL
 from transformers import CLIPModel
 
-from ph2p.tiny.recipe.bars import measure, show
+from ph2p.tiny.bars import measure, show
 from ph2p.tiny.recipe.clip import ClipStage, clip_config, load_text_encoder, text_tower
 from ph2p.tiny.recipe.image_tower import ClipImageStage, save_clip
 from ph2p.tiny.recipe.judge import JudgeStage, save_judge

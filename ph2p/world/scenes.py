@@ -1,13 +1,18 @@
-"""The embedded world: procedurally drawn scenes whose ground truth is known word by word.
+"""The embedded world: scenes of pictured things and plain shapes, whose ground truth is known word by word.
 
-A scene is one object at a place, or two objects in a relation, on a coloured background. Everything is a
-function of (split, seed, index), so training, validation and test scenes never meet. `drawing` paints a scene,
-`captions` describes it.
+A scene is one object at a place, or two in a relation, on a coloured background. An object is a thing as one of five
+hands drew it (`ph2p.world.sprites`), or a shape in a colour and a fill. Everything is a function of (split, seed,
+index), so training, validation and test scenes never meet; the latter two show their things in a hand that training
+never sees. `drawing` paints a scene, `captions` describes it.
 """
 
-from dataclasses import dataclass
+import functools
+from collections.abc import Collection
+from dataclasses import dataclass, replace
 
 import numpy as np
+
+from ph2p.world.sprites import HELD_OUT_STYLE, STYLES, THINGS, sprite
 
 # The first word of every entry is the canonical one, the others are synonyms that captions use as well.
 SHAPES: dict[str, tuple[str, ...]] = {
@@ -19,19 +24,10 @@ SHAPES: dict[str, tuple[str, ...]] = {
     "diamond": ("diamond", "rhombus"),
     "cross": ("cross", "plus"),
     "ring": ("ring", "hoop"),
-    "moon": ("moon", "crescent"),
-    "house": ("house", "cottage"),
-    "tree": ("tree", "fir"),
-    "fish": ("fish",),
-    "boat": ("boat", "ship"),
-    "cup": ("cup", "mug"),
-    "flower": ("flower", "blossom"),
-    "arrow": ("arrow", "pointer"),
     "hexagon": ("hexagon",),
-    "cloud": ("cloud",),
-    "car": ("car", "automobile"),
-    "mushroom": ("mushroom", "toadstool"),
+    "arrow": ("arrow", "pointer"),
 }
+NOUNS: dict[str, tuple[str, ...]] = {**THINGS, **SHAPES}
 COLOURS: dict[str, tuple[int, int, int]] = {
     "red": (215, 35, 35),
     "orange": (245, 135, 25),
@@ -62,7 +58,7 @@ SIZES: dict[str, tuple[str, ...]] = {
     "medium": ("medium", "average"),
     "large": ("large", "big", "huge"),
 }
-RADII = {"small": 9.0, "medium": 14.0, "large": 20.0}  # pixels of a 64-pixel picture
+RADII = {"small": 12.0, "medium": 15.5, "large": 21.0}  # pixels of a 64-pixel picture
 FILLS: dict[str, tuple[str, ...]] = {
     "solid": ("solid", "filled"),
     "striped": ("striped", "stripy"),
@@ -91,6 +87,10 @@ RELATED_CENTRES = {  # of the first object and of the second
     "right of": ((48, 32), (16, 32)),
 }
 SPLITS = {"train": 0, "val": 1, "test": 2}
+SHAPE_RATE = 0.3  # share of the objects that are shapes
+PAIR_RATE = 0.3  # share of the scenes that hold two objects
+TURN = 8.0  # degrees: a thing is turned by up to as much
+_NUMBERS = {noun: number for number, noun in enumerate(NOUNS)}
 
 
 @dataclass(frozen=True)
@@ -131,36 +131,83 @@ class Scene:
     relation: str | None = None
 
 
-def held_out(shape: str, colour: str) -> bool:
-    """Say whether this pair never occurs in training: 12 of the 240, one for every colour."""
-    return (list(SHAPES).index(shape) + 7 * list(COLOURS).index(colour)) % 20 == 3
+def held_out(noun: str, background: str) -> bool:
+    """Say whether this noun never stands on this background in training: 65 of the 1,560 pairs."""
+    return (_NUMBERS[noun] + 5 * list(COLOURS).index(background)) % 24 == 3
+
+
+def held_out_pair(one: str, other: str) -> bool:
+    """Say whether these two nouns, in either order, never meet in training: one of about 20 pairs."""
+    return (_NUMBERS[one] + _NUMBERS[other]) % 20 == 7
 
 
 def scene(split: str, index: int, seed: int = 0, objects: int | None = None) -> Scene:
     """Draw the scene number `index` of a split; `objects` is 1, 2 or None for either.
 
-    Training scenes never hold a pair of `held_out`; the other splits hold them at their natural rate.
+    Training scenes hold neither a pair of `held_out` nor one of `held_out_pair`, and nothing in the held-out hand; the
+    other splits show every thing in that hand.
     """
-    rng = np.random.default_rng([SPLITS[split], seed, index])
-    number = int(objects or (1 if rng.random() < 0.65 else 2))
-    background, *colours = rng.choice(list(COLOURS), size=3, replace=False).tolist()
-    shapes = rng.choice(list(SHAPES), size=2, replace=False).tolist()
-    while split == "train" and any(held_out(s, c) for s, c in zip(shapes, colours, strict=True)):
-        shapes = rng.choice(list(SHAPES), size=2, replace=False).tolist()
-    sizes = list(SIZES) if number == 1 else ["small", "medium"]
-    place = str(rng.choice(list(PLACES))) if number == 1 else None
-    relation = str(rng.choice(list(RELATIONS))) if number == 2 else None
-    things = tuple(
-        _thing(rng, shape, colour, str(rng.choice(sizes)), centre)
-        for shape, colour, centre in zip(shapes, colours, centres(place, relation), strict=False)
-    )
-    return Scene(things, background, jitter(rng, COLOURS[background]), place, relation)
+    rng = np.random.default_rng([SPLITS[split], seed, index, 2])
+    number = int(objects or (2 if rng.random() < PAIR_RATE else 1))
+    place = _pick(rng, PLACES) if number == 1 else None
+    relation = _pick(rng, RELATIONS) if number == 2 else None
+    places = centres(place, relation)
+    while True:
+        nouns = _nouns(rng, number)
+        things = tuple(_object(rng, split, noun, number, at) for noun, at in zip(nouns, places, strict=True))
+        grounds = [colour for colour in COLOURS if all(visible(thing, colour) for thing in things)]
+        if split == "train":
+            grounds = [c for c in grounds if not any(held_out(noun, c) for noun in nouns)]
+            grounds *= not (number == 2 and held_out_pair(*nouns))
+        if grounds:
+            background = _pick(rng, grounds)
+            return Scene(things, background, jitter(rng, COLOURS[background]), place, relation)
 
 
-def _thing(rng: np.random.Generator, shape: str, colour: str, size: str, centre: tuple[int, int]) -> Thing:
-    radius = RADII[size] * rng.uniform(0.94, 1.06)
-    at = near(rng, centre, radius, by=2)
-    return Thing(shape, colour, size, str(rng.choice(list(FILLS))), at, radius, jitter(rng, COLOURS[colour]))
+def _nouns(rng: np.random.Generator, number: int) -> list[str]:
+    while True:
+        kinds = [SHAPES if rng.random() < SHAPE_RATE else THINGS for _ in range(number)]
+        nouns = [_pick(rng, kind) for kind in kinds]
+        if len(set(nouns)) == number:
+            return nouns
+
+
+def _object(rng: np.random.Generator, split: str, noun: str, number: int, centre: tuple[int, int]) -> Thing | Pictured:
+    size = _pick(rng, SIZES if number == 1 else ("small", "medium"))
+    radius = RADII[size] * rng.uniform(0.96, 1.04)
+    at = near(rng, centre, radius, by=1)
+    if noun in SHAPES:
+        colour = _pick(rng, COLOURS)
+        return Thing(noun, colour, size, _pick(rng, FILLS), at, radius, jitter(rng, COLOURS[colour]))
+    style = _pick(rng, STYLES) if split == "train" else HELD_OUT_STYLE
+    return Pictured(noun, style, size, at, radius, float(rng.uniform(-TURN, TURN)), bool(rng.random() < 0.5))
+
+
+def alike(thing: Thing | Pictured) -> list[str]:
+    """The nouns that could stand in the place of an object's: all things or all shapes, its own among them."""
+    return list(SHAPES if isinstance(thing, Thing) else THINGS)
+
+
+def renamed(thing: Thing | Pictured, noun: str, rng: np.random.Generator) -> Thing | Pictured:
+    """The same object with another noun of its kind: a shape in any fill, a thing in any hand of training."""
+    if isinstance(thing, Thing):
+        return replace(thing, shape=noun, fill=_pick(rng, FILLS))
+    return replace(thing, noun=noun, style=_pick(rng, STYLES))
+
+
+def visible(thing: Thing | Pictured, background: str) -> bool:
+    """Say whether the object stands out: a shape of another colour than the background, a thing mostly of others."""
+    if isinstance(thing, Thing):
+        return thing.colour != background
+    return _contrast(thing.style, thing.noun)[background] > 0.6
+
+
+@functools.cache
+def _contrast(style: str, noun: str) -> dict[str, float]:
+    """For every background the share of the thing's pixels that differ from it by more than 40 of 255 in a channel."""
+    pixels = np.asarray(sprite(style, noun)).astype(int).reshape(-1, 4)
+    seen = pixels[pixels[:, 3] > 127, :3]  # (P, 3)
+    return {name: float((np.abs(seen - np.array(rgb)).max(1) > 40).mean()) for name, rgb in COLOURS.items()}
 
 
 def centres(place: str | None, relation: str | None) -> list[tuple[int, int]]:
@@ -182,3 +229,7 @@ def jitter(rng: np.random.Generator, colour: tuple[int, int, int]) -> tuple[int,
     """Move a colour a little: up to 7 of 255 in each channel."""
     red, green, blue = np.clip(np.array(colour) + rng.integers(-7, 8, size=3), 0, 255).tolist()
     return red, green, blue
+
+
+def _pick(rng: np.random.Generator, names: Collection[str]) -> str:
+    return list(names)[int(rng.integers(len(names)))]

@@ -15,7 +15,7 @@ from ph2p.tiny.recipe.scenes import IMAGE_SIZE, to_unit
 from ph2p.tiny.recipe.stage import whole
 from ph2p.tiny.recipe.tokenizer import load_tokenizer, tokenize
 from ph2p.tiny.recipe.unet import make_scheduler
-from ph2p.world import things as world
+from ph2p.world import scenes as world
 from ph2p.world.captions import canonical_caption
 from ph2p.world.drawing import render
 from ph2p.world.scenes import Scene

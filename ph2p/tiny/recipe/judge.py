@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from ph2p.tiny.recipe.scenes import IMAGE_SIZE, to_unit
 from ph2p.tiny.recipe.stage import Stage, whole
-from ph2p.world import things as world
+from ph2p.world import scenes as world
 from ph2p.world.scenes import COLOURS, PLACES, Pictured, Scene, Thing
 
 NOUNS, GROUNDS = tuple(world.NOUNS), tuple(COLOURS)

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ph2p.world import things as world
+from ph2p.world import scenes as world
 from ph2p.world.drawing import render
 from ph2p.world.scenes import Scene
 
