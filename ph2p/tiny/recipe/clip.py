@@ -8,7 +8,6 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import CLIPConfig, CLIPModel, CLIPTextModel, CLIPTokenizer
 
-from ph2p.tiny.recipe.muon import Muon, split_parameters
 from ph2p.tiny.recipe.scenes import IMAGE_SIZE, to_unit
 from ph2p.tiny.recipe.stage import Stage
 from ph2p.tiny.recipe.tokenizer import CONTEXT_LENGTH, tokenize
@@ -48,9 +47,6 @@ class ClipStage(Stage):
         config = clip_config(tokenizer)
         config._attn_implementation = "eager"  # the fused attention's bf16 backward is slower on CPUs
         self.model = CLIPModel(config).train()
-
-    def optimizer(self) -> Muon:
-        return Muon(split_parameters(self.model), self.lr, self.weight_decay)
 
     def loss(self, rng: np.random.Generator, generator: torch.Generator) -> Tensor:
         scenes, pictures = self.pairs(rng)

@@ -13,6 +13,8 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from ph2p.tiny.recipe.muon import Muon, split_parameters
+
 STAGES = ("tokenizer", "vae", "clip", "judge", "unet", "clip_image", "report")
 
 
@@ -51,17 +53,8 @@ class Stage(L.LightningModule):
         self.log("loss", loss, prog_bar=True)
         return loss
 
-    def optimizer(self) -> torch.optim.Optimizer:
-        return torch.optim.AdamW(
-            self.trained().parameters(),
-            lr=self.lr,
-            weight_decay=self.weight_decay,
-            betas=(0.9, 0.98),
-            fused=self.trainer.precision == "32-true",  # Lightning clips no gradients of a fused one under autocast
-        )
-
     def configure_optimizers(self):
-        optimizer = self.optimizer()
+        optimizer = Muon(split_parameters(self.trained()), self.lr, self.weight_decay)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, self.rate)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 

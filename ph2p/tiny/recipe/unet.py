@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from ph2p.tiny.recipe.muon import Muon, split_parameters
 from ph2p.tiny.recipe.scenes import IMAGE_SIZE, to_unit
 from ph2p.tiny.recipe.stage import Stage, whole
 from ph2p.tiny.recipe.tokenizer import load_tokenizer, tokenize
@@ -51,9 +50,6 @@ class UNetStage(Stage):
 
     def networks(self) -> list[nn.Module]:
         return list(self.model.values())
-
-    def optimizer(self) -> Muon:
-        return Muon(split_parameters(self.model), self.lr, self.weight_decay)
 
     def loss(self, rng: np.random.Generator, generator: torch.Generator) -> Tensor:
         rows = rng.integers(len(self.scenes), size=self.batch_size)

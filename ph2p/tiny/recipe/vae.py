@@ -10,7 +10,6 @@ from diffusers.models.resnet import ResnetBlock2D
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ph2p.tiny.recipe.muon import Muon, split_parameters
 from ph2p.tiny.recipe.scenes import IMAGE_SIZE, to_unit
 from ph2p.tiny.recipe.stage import Stage
 
@@ -43,9 +42,6 @@ class VaeStage(Stage):
 
     def networks(self) -> list[nn.Module]:
         return [self.model.decoder]
-
-    def optimizer(self) -> Muon:
-        return Muon(split_parameters(self.model.decoder), self.lr, self.weight_decay)
 
     def loss(self, rng: np.random.Generator, generator: torch.Generator) -> Tensor:
         images = to_unit(self.pictures[rng.integers(len(self.pictures), size=self.batch_size)], self.device)
