@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from ph2p.models.generators import load_generator
 from ph2p.models.scorer import load_scorer
@@ -235,7 +236,16 @@ def test_the_recipe_writes_a_folder_that_loads(tmp_path: Path, monkeypatch: pyte
     pretrain.pretrain(pretrain.parse([*options, "--stages", *STAGES[:-1]]))  # goes on with what is missing
     pretrain.pretrain(pretrain.parse([*options, f"--so-far={tmp_path / 'so-far'}"]))
 
-    for weights in (tmp_path / "weights", tmp_path / "so-far"):
+    start, more = tmp_path / "weights", tmp_path / "more"
+    on = [f"--work={tmp_path / 'on'}", f"--weights={more}", "--scenes=300", f"--precision={PRECISION}", *steps]
+    pretrain.pretrain(pretrain.parse([*on, f"--start={start}", "--seed=1", "--stages", *STAGES[:-1]]))
+    for part, same in {"vae": True, "judge": True, "unet": False, "clip": False}.items():
+        before, after = (load_file(next((folder / part).glob("*.safetensors"))) for folder in (start, more))
+        assert all(torch.equal(before[name], after[name]) for name in before) == same, part
+        if not same:  # two steps from where it was, not from nothing
+            assert max(float((before[name] - after[name]).abs().max()) for name in before) < 0.02
+
+    for weights in (start, more, tmp_path / "so-far"):
         assert not list(weights.rglob("*.partial"))
         generator = load_generator(weights, allowlist=(weights / "words.txt").read_text().split())
         assert generator.schedule.prediction_type == "v_prediction"

@@ -5,7 +5,8 @@
 Every stage writes a checkpoint as it goes and is skipped once its part stands in the weights folder: the same command
 continues after an interruption, with the batches that would have come. `--stages` picks some of them; `report`
 measures what stands in the folder. `--so-far FOLDER` trains nothing and writes the denoiser of the last checkpoint,
-with the parts that are finished, into a folder of its own.
+with the parts that are finished, into a folder of its own. `--start FOLDER` trains another model's denoiser and image
+tower on: its other parts are taken over as they are.
 """
 
 import argparse
@@ -16,7 +17,7 @@ from pathlib import Path
 import lightning as L
 import numpy as np
 import torch
-from diffusers import AutoencoderKL
+from diffusers import AutoencoderKL, UNet2DConditionModel
 from transformers import CLIPModel
 
 from ph2p.tiny.bars import measure, show
@@ -43,12 +44,23 @@ def pretrain(args: argparse.Namespace) -> None:
         scenes, pictures = load_scenes(args.work, args.scenes, args.seed)
     if args.so_far:
         return write_so_far(args, scenes, pictures)
+    if args.start:
+        take_over(args)
     for name, (part, run) in PARTS.items():
         if name in args.stages and not (args.weights / part).exists():
             run(args, scenes, pictures)
     print(f"stages {', '.join(args.stages)}: {(time.time() - started) / 60:.1f} minutes", flush=True)
     if "report" in args.stages:
         show(measure(args.weights))
+
+
+def take_over(args: argparse.Namespace) -> None:
+    """Copy the parts of `--start` that are not trained on, where the weights folder lacks them."""
+    for part in ("tokenizer", "vae", "text_encoder", "judge"):
+        if not (args.weights / part).exists():
+            with whole(args.weights / part) as folder:
+                shutil.copytree(args.start / part, folder, dirs_exist_ok=True)
+    shutil.copy(args.start / "words.txt", args.weights)
 
 
 def run_tokenizer(args: argparse.Namespace, scenes: Scenes, pictures: np.ndarray) -> None:
@@ -106,11 +118,18 @@ def train(stage: Stage, args: argparse.Namespace) -> None:
 def unet_stage(args: argparse.Namespace, scenes: Scenes, pictures: np.ndarray) -> UNetStage:
     vae = AutoencoderKL.from_pretrained(args.weights / "vae", torch_dtype=torch.float32)
     towers = load_tokenizer(args.weights), load_text_encoder(args.weights)
-    return UNetStage(args.seed, args.unet_steps, scenes, pictures, patch_code(vae), *towers)
+    stage = UNetStage(args.seed, args.unet_steps, scenes, pictures, patch_code(vae), *towers)
+    if args.start:
+        earlier = UNet2DConditionModel.from_pretrained(args.start / "unet", torch_dtype=torch.float32)
+        stage.model["unet"].load_state_dict(earlier.state_dict())
+        stage.average.module.load_state_dict(stage.model.state_dict())
+    return stage
 
 
 def earlier_clip(args: argparse.Namespace) -> CLIPModel:
-    """Both towers as the contrastive stage left them."""
+    """Both towers as the contrastive stage left them, or those of `--start`."""
+    if args.start:
+        return CLIPModel.from_pretrained(args.start / "clip", dtype=torch.float32)
     model = CLIPModel(clip_config(load_tokenizer(args.weights)))
     state = torch.load(args.work / "clip" / "last.ckpt", weights_only=True)["state_dict"]
     model.load_state_dict({name.removeprefix("model."): value for name, value in state.items()})
@@ -134,6 +153,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--weights", type=Path, required=True, help="the diffusers folder to write")
     parser.add_argument("--stages", nargs="+", default=list(STAGES), choices=STAGES)
     parser.add_argument("--so-far", type=Path, help="a new folder for the denoiser of the last checkpoint")
+    parser.add_argument("--start", type=Path, help="a finished folder whose denoiser and image tower are trained on")
     parser.add_argument("--scenes", type=int, default=100_000)
     parser.add_argument("--vae-steps", type=int, default=10_000)
     parser.add_argument("--clip-steps", type=int, default=3_000)
