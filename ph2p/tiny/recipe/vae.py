@@ -27,7 +27,7 @@ class VaeStage(Stage):
     the U-Net will get wrong.
     """
 
-    name, batch_size, lr = "vae", 16, 3e-3
+    name, batch_size, lr = "vae", 16, 2e-3
     latent_noise = 0.05
 
     def __init__(self, seed: int, steps: int, pictures: np.ndarray):
