@@ -112,7 +112,7 @@ PARTS = {  # stage: the folder of what it makes, and what runs it
 
 
 def train(stage: Stage, args: argparse.Namespace) -> None:
-    fit(stage, args.work, args.accelerator, args.precision, compiled=args.compile)
+    fit(stage, args.work, args.accelerator, args.precision)
 
 
 def unet_stage(args: argparse.Namespace, scenes: Scenes, pictures: np.ndarray) -> UNetStage:
@@ -163,7 +163,6 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--precision", choices=("bf16-mixed", "32-true"), default="bf16-mixed", help="32-true: CPUs without bfloat16"
     )
-    parser.add_argument("--compile", action="store_true", help="a C++ compiler makes the networks faster")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--accelerator", choices=("cpu", "gpu"), default="cpu")
     return parser.parse_args(argv)

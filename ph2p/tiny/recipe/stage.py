@@ -39,10 +39,6 @@ class Stage(L.LightningModule):
     def trained(self) -> nn.Module:
         return self.model
 
-    def networks(self) -> list[nn.Module]:
-        """What is worth compiling: called with the same shapes at every step."""
-        return [self.model]
-
     def loss(self, rng: np.random.Generator, generator: torch.Generator) -> Tensor:
         raise NotImplementedError
 
@@ -81,21 +77,8 @@ class StepLog(L.Callback):
             )
 
 
-def fit(
-    stage: Stage,
-    work: Path,
-    accelerator: str,
-    precision: str = "bf16-mixed",
-    save_every: int = 100,
-    compiled: bool = False,
-) -> None:
-    """Train a stage to its last step, from its own last checkpoint if there is one.
-
-    Compiled networks train 1.3 to 1.6 times as fast on a CPU, after some minutes of compiling.
-    """
-    if compiled:
-        for network in stage.networks():
-            network.compile()  # in place: the names in a checkpoint stay what they are
+def fit(stage: Stage, work: Path, accelerator: str, precision: str = "bf16-mixed", save_every: int = 100) -> None:
+    """Train a stage to its last step, from its own last checkpoint if there is one."""
     last = work / stage.name / "last.ckpt"
     trainer = L.Trainer(
         max_steps=stage.steps,

@@ -48,9 +48,6 @@ class UNetStage(Stage):
         self.model = nn.ModuleDict({"unet": make_unet(), "text_encoder": text_encoder.train().requires_grad_(True)})
         self.average = AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(0.999))
 
-    def networks(self) -> list[nn.Module]:
-        return list(self.model.values())
-
     def loss(self, rng: np.random.Generator, generator: torch.Generator) -> Tensor:
         rows = rng.integers(len(self.scenes), size=self.batch_size)
         captions = [self._caption(self.scenes[i], rng) for i in rows]

@@ -40,9 +40,6 @@ class VaeStage(Stage):
     def trained(self) -> nn.Module:
         return self.model.decoder
 
-    def networks(self) -> list[nn.Module]:
-        return [self.model.decoder]
-
     def loss(self, rng: np.random.Generator, generator: torch.Generator) -> Tensor:
         images = to_unit(self.pictures[rng.integers(len(self.pictures), size=self.batch_size)], self.device)
         with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
