@@ -155,11 +155,11 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--so-far", type=Path, help="a new folder for the denoiser of the last checkpoint")
     parser.add_argument("--start", type=Path, help="a finished folder whose denoiser and image tower are trained on")
     parser.add_argument("--scenes", type=int, default=100_000)
-    parser.add_argument("--vae-steps", type=int, default=10_000)
-    parser.add_argument("--clip-steps", type=int, default=3_000)
-    parser.add_argument("--judge-steps", type=int, default=4_000)
-    parser.add_argument("--unet-steps", type=int, default=80_000)
-    parser.add_argument("--clip-image-steps", type=int, default=2_000)
+    parser.add_argument("--vae-steps", type=int, default=6_000)
+    parser.add_argument("--clip-steps", type=int, default=1_000)
+    parser.add_argument("--judge-steps", type=int, default=2_000)
+    parser.add_argument("--unet-steps", type=int, default=12_000)
+    parser.add_argument("--clip-image-steps", type=int, default=600)
     parser.add_argument(
         "--precision", choices=("bf16-mixed", "32-true"), default="bf16-mixed", help="32-true: CPUs without bfloat16"
     )

@@ -32,8 +32,8 @@ class ClipImageStage(ClipStage):
     name, lr = "clip_image", 1e-3
     families = 8  # of siblings in a batch
     siblings = 16  # scenes in a family
-    known = 500  # families
-    again = 12_000  # scenes that are repainted
+    known = 250  # families
+    again = 6_000  # scenes that are repainted
 
     def __init__(
         self, seed: int, steps: int, scenes: list[Scene], pictures: np.ndarray, weights: Path, earlier: CLIPModel
