@@ -5,7 +5,8 @@ from typing import Any
 
 from torch import Tensor
 
-from ph2p.evaluation.metrics import metrics_of, value_of, warnings_of
+from ph2p.evaluation.failures import warnings_of
+from ph2p.evaluation.metrics import metrics_of, value_of
 from ph2p.inversion.selection import Candidate
 from ph2p.inversion.trail import Trail
 
