@@ -410,7 +410,16 @@ def test_no_words_close_no_gap(measured):
 
 def test_every_field_of_a_result_is_in_its_record_or_beside_it(measured):
     (result,) = measured("red dog")
-    beside = {"loss_curve", "search_curve", "trail", "candidates", "target", "renderings", "caption_renderings", "words"}
+    beside = {
+        "loss_curve",
+        "search_curve",
+        "trail",
+        "candidates",
+        "target",
+        "renderings",
+        "caption_renderings",
+        "words",
+    }
     assert {field.name for field in fields(result)} - beside <= as_record(result).keys()
     assert not beside & as_record(result).keys()
     assert set(pictures(result)) == {"target", "renderings", "caption_renderings"}

@@ -48,7 +48,9 @@ def _all_alike(result: Measured) -> str | None:
     spread, near = result.diversity, result.clip_similarity
     if spread is None or not (spread < ALIKE and near > LIKE):
         return None
-    return f"renderings are nearly one picture: diversity {spread:.3f}, CLIP similarity {near:.2f}; it may be overfitted"
+    return (
+        f"renderings are nearly one picture: diversity {spread:.3f}, CLIP similarity {near:.2f}; it may be overfitted"
+    )
 
 
 def _junk(result: Measured) -> str | None:

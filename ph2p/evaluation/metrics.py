@@ -144,14 +144,14 @@ TABLE = (
     Metric("gap_closed", "gap closed", "", "higher",
            lambda r: gap_closed(r.loss, r.loss_empty, r.loss_caption), percent,
            "How much of the gap between no words and the true caption the prompt closes; without a caption, of the "
-           "loss without words. At or below 0 the prompt is no better than no words; even a true sentence may be, where "
-           "this model reads its words otherwise: the loss asks what predicts the noise, not what is true.",
+           "loss without words. At or below 0 the prompt is no better than no words. A true sentence can be there too, "
+           "where this model reads its words otherwise: the loss asks what predicts the noise, not what is true.",
            ("card", "column", "total", "benchmark"), "median", (("empty prompt", "loss_empty"),)),
     Metric("regret", "regret", "", "lower",
            lambda r: None if r.loss_caption is None else regret(r.loss, r.loss_caption, r.loss_empty), signed,
            "(loss − loss of the true caption) / (loss of the empty prompt − loss of the true caption): "  # noqa: RUF001
-           "0 is as good as the true caption, 1 no better than nothing. Below 0 the prompt predicts the noise even better "
-           "than the true caption does, which says nothing against the caption: another wording suits this model more.",
+           "0 is as good as the true caption, 1 no better than nothing. Below 0 it predicts the noise better than the "
+           "true caption, which says nothing against the caption: another wording suits this model more.",
            ("card", "column", "total", "benchmark"), "median", bands=(0.05, 0.5)),
     Metric("loss_soft", "soft prompt’s loss", "squared error", "lower", _known("loss_soft"), loss,  # noqa: RUF001
            "Loss of the continuous prompt that the method ends with: the bound its tokens aim at.", ("card",)),
