@@ -151,16 +151,14 @@ def _names(record: Record) -> list[str]:
 def _row(image: str, runs: Runs, sources: Mapping[str, Mapping[str, str]]) -> dict[str, Any]:
     known = {label: records[image] for label, records in runs.items() if image in records}
     gaps = {label: value for label, record in known.items() if (value := number(record, "gap_closed")) is not None}
-    best = max(gaps.values(), default=None)
+    best = {label for label, gap in gaps.items() if min(gaps.values()) < gap == max(gaps.values())}
     targets = [sources[label].get(_names(record)[0]) for label, record in known.items()]
     captions = [str(record["caption"]) for record in known.values() if record.get("caption")]
     return {
         "image_id": image,
         "target": next(filter(None, targets), None),
         "caption": next(iter(captions), ""),
-        "cells": [
-            _cell(label, known.get(label), sources[label], len(gaps) > 1 and gaps.get(label) == best) for label in runs
-        ],
+        "cells": [_cell(label, known.get(label), sources[label], label in best) for label in runs],
     }
 
 
@@ -168,9 +166,10 @@ def _cell(label: str, record: Record | None, sources: Mapping[str, str], best: b
     if record is None:
         return {"label": label, "found": False}
     right = number(record, "word_precision")
-    values = {metric.name: metric.show(number(record, metric.key)) for metric in map(METRICS.__getitem__, SHOWN)}
-    if right is not None:
-        values["words wrong"] = METRICS["word_precision"].show(1 - right)
+    wrong = {"words wrong": METRICS["word_precision"].show(None if right is None else 1 - right)}
+    first, *others = (METRICS[key] for key in SHOWN)
+    values = {first.name: first.show(number(record, first.key))} | wrong
+    values |= {metric.name: metric.show(number(record, metric.key)) for metric in others}
     return {
         "label": label,
         "found": True,
