@@ -14,7 +14,7 @@ WIDTH, HEIGHT = 840, 236
 LEFT, RIGHT, TOP, FLOOR = 44, 836, 12, 190  # the panels' box in the picture
 LEVELS = 150  # wide is the last panel, with room for names
 GAP, LINE, EDGE = 14, 13, 7  # between two panels, between two lines of text, between a panel and its first value
-POINTS = 400  # of a series at most: more cannot be told apart
+POINTS = 240  # of a series at most: more cannot be told apart
 
 T = TypeVar("T")
 Point = tuple[float, float]

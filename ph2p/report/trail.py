@@ -20,7 +20,7 @@ class Step:
 
     when: str
     loss: str
-    words: list[tuple[str, str]]  # (text, "": was there, "new" or "gone")
+    words: list[tuple[str, str]]  # runs of words: (text, "": was there, "new" or "gone")
 
 
 def series_of(found: dict[str, Any], candidates: Sequence[dict[str, Any]]) -> list[Series]:
@@ -67,18 +67,16 @@ def _changes(prompts: Sequence[list[str]], losses: Sequence[object], kind: str) 
     for k, prompt in enumerate(prompts):
         if k and prompt == prompts[k - 1]:
             continue
-        words = _compared(prompts[k - 1], prompt) if k else [(word, "") for word in prompt]
+        words = _compared(prompts[k - 1], prompt) if k else [(" ".join(prompt), "")]
         value = finite(losses[k]) if k < len(losses) else None
         steps.append(Step(f"{kind} {k}" if k else "start", NOTHING if value is None else loss(value), words))
     return steps if len(steps) <= STEPS else [*steps[: STEPS - 1], steps[-1]]
 
 
 def _compared(before: list[str], now: list[str]) -> list[tuple[str, str]]:
-    """The words of both prompts in one line: those that stayed, those that are new, those that are gone."""
-    words = []
+    """Both prompts in one line: runs of words that stayed, that are gone, and that are new."""
+    runs = []
     for kind, a0, a1, b0, b1 in SequenceMatcher(None, before, now, autojunk=False).get_opcodes():
-        words += (
-            [(word, "") for word in before[a0:a1]] if kind == "equal" else [(word, "gone") for word in before[a0:a1]]
-        )
-        words += [(word, "new") for word in now[b0:b1]] if kind != "equal" else []
-    return words
+        parts = [(now[b0:b1], "")] if kind == "equal" else [(before[a0:a1], "gone"), (now[b0:b1], "new")]
+        runs += [(" ".join(words), what) for words, what in parts if words]
+    return runs
