@@ -1,5 +1,6 @@
 """The `ph2p` command: what is dispatched where, one line for what is wrong, exit codes."""
 
+import json
 import os
 import re
 import signal
@@ -188,8 +189,8 @@ def test_reports_are_compared_on_a_page(capsys, tmp_path):
     names = ("one", "two")
     for name in names:
         (tmp_path / name / "results").mkdir(parents=True)
-        record = '{"image_id": "a.png", "status": "ok", "prompt": "%s dogs", "gap_closed": 0.5}\n' % name
-        (tmp_path / name / "results" / "part-00000.jsonl").write_text(record)
+        record = {"image_id": "a.png", "status": "ok", "prompt": f"{name} dogs", "gap_closed": 0.5}
+        (tmp_path / name / "results" / "part-00000.jsonl").write_text(json.dumps(record) + "\n")
     folders, page = [str(tmp_path / name) for name in names], tmp_path / "both.html"
     assert cli.main(["report", *folders, "--compare", str(page)]) == 0
     text = page.read_text(encoding="utf-8")
