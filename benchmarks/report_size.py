@@ -17,6 +17,7 @@ from PIL import Image
 from ph2p.report.table import write_report
 
 RENDERINGS = 3  # of the prompt; the target comes beside them
+WORDS = ["large", "red", "square", "above", "a"]
 
 
 def photograph(rng: np.random.Generator, size: int) -> Image.Image:
@@ -37,7 +38,16 @@ def add_image(folder: Path, name: str, pictures: list[bytes]) -> None:
     for file, picture in zip(files, pictures, strict=True):
         (place / file).write_bytes(picture)
     rows = [{"prompt": "large red square above a dog", "loss": 0.3 + k / 100, "epoch": k} for k in range(50)]
-    content = {"loss_curve": [1 / (k + 1) for k in range(20)], "search_curve": [0.4, 0.3, 0.3], "candidates": rows}
+    prompts = [[*WORDS[k % 3 :], "dog"] for k in range(21)]
+    trail = {
+        "losses": [1 / (k % 20 + 1) for k in range(400)],
+        "ends": list(range(20, 401, 20)),
+        "projected": prompts,
+        "judged": [0.5 - k / 100 for k in range(21)],
+        "rounds": prompts[:3],
+    }
+    curves = {"loss_curve": [1 / (k + 1) for k in range(20)], "search_curve": [0.4, 0.3, 0.3]}
+    content = {**curves, "trail": trail, "candidates": rows}
     (folder / "candidates" / f"{name}.json").write_text(json.dumps(content))
     named = [f"images/{name}/{file}" for file in files]
     record = {

@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from ph2p.config.schema import Config
 
 OTHERS = """\
-ph2p report DIR...   the page and table of results folders anew; --repaint, --remeasure: their renderings, their values
+ph2p report DIR...   the page and table of results folders anew; --repaint, --remeasure: their renderings, their values;
+                     --compare FILE: also a page that shows them side by side
 ph2p study ...       a blind rating page of several results folders, and the analysis of what raters send back
 ph2p score IMAGE TEXT...   what texts are worth for a picture, such as a found prompt and a sentence of your own
 ph2p doctor [keys]   versions, devices, whether model and scorer are there, what the missing extras would bring
@@ -149,6 +150,7 @@ def _report(argv: list[str]) -> int:
     """`ph2p report DIR...`: the page and the table of results folders."""
     parser = _Parser("ph2p report", description="Write the page of a results folder anew and show its table.")
     parser.add_argument("folders", nargs="+", metavar="DIR", help="what a run has written, such as outputs/NAME")
+    parser.add_argument("--compare", type=Path, metavar="FILE", help="also write a page that shows them side by side")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="do so with another value")
     how = parser.add_mutually_exclusive_group()
     how.add_argument("--repaint", action="store_true", help="first render its prompts anew")
@@ -156,6 +158,8 @@ def _report(argv: list[str]) -> int:
     arguments = parser.parse_args(argv)
     if arguments.set and not (arguments.repaint or arguments.remeasure):
         parser.error("--set goes with --repaint or --remeasure")
+    if arguments.compare and len(arguments.folders) < 2:
+        parser.error("--compare goes with two or more folders")
     from ph2p.report.records import read_results
     from ph2p.report.table import summary_table, write_report
     from ph2p.run.screen import Screen
@@ -171,6 +175,11 @@ def _report(argv: list[str]) -> int:
         page = write_report(folder)
         screen.show(summary_table(read_results(folder)))
         screen.say(f"Open {page.resolve()}")
+    if arguments.compare:
+        from ph2p.report.comparison import write_comparison
+
+        page = write_comparison([Path(folder) for folder in arguments.folders], arguments.compare)
+        screen.say(f"Compared in {page.resolve()}")
     return 0
 
 

@@ -21,11 +21,13 @@ from ph2p.inversion.module import PromptInversion
 from ph2p.inversion.moves import chosen_moves
 from ph2p.inversion.objectives import Objective, make_objective
 from ph2p.inversion.projection import DelayedProjection
+from ph2p.inversion.prompts import present
 from ph2p.inversion.search import Search
 from ph2p.inversion.selection import Candidate, Pool, Rule, make_rule, shortlist, validate_candidates
 from ph2p.inversion.session import Session, stoppable
 from ph2p.inversion.starts import starting_tokens
 from ph2p.inversion.steps import InversionData
+from ph2p.inversion.trail import Trail
 from ph2p.models.counter import Spent
 from ph2p.models.generators import Generator
 from ph2p.models.scorer import Scorer
@@ -103,12 +105,23 @@ class Inverter:
         else:
             history.record_start(module)
         judged = judge.samples if judge else []
+        batch.trails = self._trails(history, len(batch.ids))
         batch.spend(meter.total() - Spent(sum(judged)))
         for row, samples in enumerate(judged):
             batch.spend(Spent(samples), row // method.restarts)
         first = torch.arange(len(batch.ids)) * method.restarts  # of each image's rows
         prompts = module.prompt.detach()[first].to(self.generator.device)
         return history.pool(len(batch.ids), self.generator.device), prompts, history.curves(first)
+
+    def _trails(self, history: CandidateHistory, images: int) -> list[Trail]:
+        """What each image's prompt has passed through so far."""
+        method, found = self.cfg.method, []
+        for image in range(images):
+            trail = history.trail(image * method.restarts, self.generator.vocabulary.words)
+            trail.hard = "all" if method.straight_through else "first of each epoch" if method.snap else "first"
+            trail.restarts = method.restarts
+            found.append(trail)
+        return found
 
     def _objective(self) -> Objective:
         return make_objective(self.cfg.method.objective, self.generator, self.scorer)
@@ -147,6 +160,8 @@ class Inverter:
         found, losses = search(known.token_ids, rounds, save, state)
         batch.spend(meter.total())
         batch.search_curves = losses.tolist()
+        for trail, prompts in zip(batch.trails, found, strict=True):
+            trail.rounds = [self.generator.vocabulary.words(present(prompt)) for prompt in prompts]
         return known.extended(found, losses, int(pool.epochs[0, -1]))
 
     # --- selection -----------------------------------------------------------------------------------------------

@@ -1,5 +1,6 @@
 """The `ph2p` command: what is dispatched where, one line for what is wrong, exit codes."""
 
+import json
 import os
 import re
 import signal
@@ -182,6 +183,21 @@ def test_a_report_is_written_anew(capsys, tmp_path):
     assert (tmp_path / "index.html").exists()
     said = capsys.readouterr().out
     assert said.count("a.png") == 2 and str(Path(tmp_path / "index.html").resolve()) in said.replace("\n", "")
+
+
+def test_reports_are_compared_on_a_page(capsys, tmp_path):
+    names = ("one", "two")
+    for name in names:
+        (tmp_path / name / "results").mkdir(parents=True)
+        record = {"image_id": "a.png", "status": "ok", "prompt": f"{name} dogs", "gap_closed": 0.5}
+        (tmp_path / name / "results" / "part-00000.jsonl").write_text(json.dumps(record) + "\n")
+    folders, page = [str(tmp_path / name) for name in names], tmp_path / "both.html"
+    assert cli.main(["report", *folders, "--compare", str(page)]) == 0
+    text = page.read_text(encoding="utf-8")
+    assert "one dogs" in text and "two dogs" in text
+    assert f"Compared in {page.resolve()}" in capsys.readouterr().out.replace("\n", "")
+    assert cli.main(["report", folders[0], "--compare", str(page)]) == 2
+    assert "--compare goes with two or more folders" in capsys.readouterr().err
 
 
 def test_repaint_and_remeasure_are_passed_on(tmp_path, monkeypatch, capsys):

@@ -291,6 +291,9 @@ def test_a_new_metric_is_one_line_of_the_table(result, monkeypatch):
         ({"prompt": "zz q .. 77"}, "holds no real word"),
         ({"prompt": ""}, "holds no real word"),
         ({"prompt": "dog red Dog dog"}, "repeats itself: “dog” 3 times"),
+        ({"clip_similarity": 0.31}, "renderings do not show the picture: CLIP similarity 0.31"),
+        ({"clip_similarity": 0.95, "diversity": 0.004}, "renderings are nearly one picture: diversity 0.004"),
+        ({"prompt": "red xkcdq rT3 zzgh"}, "mostly junk: 75% of its pieces look like no word"),
     ],
 )
 def test_what_a_reader_should_know_is_a_warning_everywhere(result, changes, warning):
@@ -298,6 +301,22 @@ def test_what_a_reader_should_know_is_a_warning_everywhere(result, changes, warn
     bad = replace(result, **changes)
     assert len(bad.warnings) == 1 and warning in bad.warnings[0]
     assert warning in repr(bad) and as_record(bad)["warnings"] == bad.warnings
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"clip_similarity": 0.5},
+        {"clip_similarity": 0.85, "diversity": 0.004},  # alike, but not the picture
+        {"clip_similarity": 0.97, "diversity": 0.05},  # the picture, in many ways
+        {"clip_similarity": 0.97, "diversity": None},  # of one rendering nothing is known
+        {"prompt": "red xkcdq"},
+        {"prompt": "dog red dog"},
+        {"loss": 0.2},  # better than the true caption
+    ],
+)
+def test_what_is_only_middling_is_no_warning(result, changes):
+    assert replace(result, **changes).warnings == []
 
 
 def test_words_of_other_scripts_are_words(result):
@@ -391,7 +410,16 @@ def test_no_words_close_no_gap(measured):
 
 def test_every_field_of_a_result_is_in_its_record_or_beside_it(measured):
     (result,) = measured("red dog")
-    beside = {"loss_curve", "search_curve", "candidates", "target", "renderings", "caption_renderings", "words"}
+    beside = {
+        "loss_curve",
+        "search_curve",
+        "trail",
+        "candidates",
+        "target",
+        "renderings",
+        "caption_renderings",
+        "words",
+    }
     assert {field.name for field in fields(result)} - beside <= as_record(result).keys()
     assert not beside & as_record(result).keys()
     assert set(pictures(result)) == {"target", "renderings", "caption_renderings"}

@@ -407,3 +407,36 @@ def test_a_snapped_candidate_is_ranked_by_its_own_loss(generator, inverter_of, t
         latents, draws = data.batch(epoch, 0)
         own = candidate_losses(generator, latents, pool.token_ids[:, epoch, None], draws)[:, 0]
         assert torch.allclose(own.double(), pool.losses[:, epoch].double(), rtol=1e-5)
+
+
+# --- what a prompt has passed through ------------------------------------------------------------------------------
+
+
+SEARCHED = ["method=fast", "method.draws=2", "method.judge_draws=2", "method.optimizer.max_eval=4"]
+
+
+def test_the_trail_has_every_evaluation_and_every_prompt_on_the_way(inverter_of, targets):
+    inverter = inverter_of(*SEARCHED, "method.restarts=2")
+    for result in inverter(targets[:2]):
+        trail, vocabulary = result.trail, inverter.generator.vocabulary
+        known = set(vocabulary.words(vocabulary.allowed_ids))
+        assert trail.ends == sorted(set(trail.ends)) and trail.ends[-1] == len(trail.losses) > len(trail.ends)
+        assert [trail.losses[end - 1] for end in trail.ends] == pytest.approx(result.loss_curve)
+        assert len(trail.projected) == len(trail.judged) == len(trail.ends) + 1
+        assert len(set(map(tuple, trail.projected))) > 1 and len(trail.rounds) == len(result.search_curve)
+        assert (trail.hard, trail.restarts) == ("first of each epoch", 2)
+        assert all(all(word in known for word in words) for words in (*trail.projected, *trail.rounds))
+
+
+@pytest.mark.parametrize("method, hard", [(LBFGS, "first of each epoch"), (STRAIGHT_THROUGH, "all")])
+def test_the_trail_says_which_losses_are_of_real_tokens(inverter_of, targets, method, hard):
+    inverter = inverter_of(*method)
+    (result,) = inverter(targets[:1])
+    trail, generator = result.trail, inverter.generator
+    assert trail.hard == hard and not trail.rounds
+    batch, objective = Batch(targets[:1], generator, inverter.scorer), inverter._objective()
+    data = inverter._data(batch, objective, batch.keys, len(trail.projected[0]))
+    latents, draws = data.batch(0, 0)
+    start = torch.tensor([[generator.vocabulary.encode(word)[0] for word in trail.projected[0]]])
+    hard_loss = objective(generator.vocabulary.embed(start), start, latents, draws)
+    assert trail.losses[0] == pytest.approx(float(hard_loss), rel=1e-5)

@@ -318,10 +318,15 @@ def test_finished_prompts_are_measured_and_rendered_anew(place, runner, undistur
     assert runner.run("name=again") == 0
     load = partial(replace, runner.inverter)  # of a configuration
     first = {record["image_id"]: record for record in read_results(folder)}
+    trails = {file: json.loads(file.read_bytes())["trail"] for file in sorted((folder / "candidates").iterdir())}
+    old = next(iter(trails))  # as a program wrote it that kept no trail
+    old.write_text(json.dumps({k: v for k, v in json.loads(old.read_bytes()).items() if k != "trail"}))
     assert repaint(folder, ["evaluation.renders=2"], lambda cfg: load(cfg=cfg)) == 5
     second = {record["image_id"]: record for record in read_results(folder)}
     assert remeasure(folder, ["evaluation.draws=3"], lambda cfg: load(cfg=cfg)) == 5
     third = {record["image_id"]: record for record in read_results(folder)}
+    kept = {file: json.loads(file.read_bytes()).get("trail") for file in trails}
+    assert kept == trails | {old: None} and all(trail["losses"] for trail in trails.values())
     for name, record in first.items():
         assert record["prompt"] == second[name]["prompt"] == third[name]["prompt"]
         assert record["loss"] == second[name]["loss"] != third[name]["loss"]

@@ -1,13 +1,12 @@
 """The page of a study in a real browser, from a file; it skips where no Chromium is installed."""
 
 import json
-import os
 import re
-import shutil
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
+from browsers import NARROW, WIDE, Tab, opened, skip_without_chromium
 from studies import results
 
 from ph2p.study.build import Plan, build_study
@@ -15,29 +14,16 @@ from ph2p.study.key import key_file, read_key
 from ph2p.study.questions import choose
 from ph2p.study.ratings import read_raters
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-FLAGS = [
-    *("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"),
-    *("--disable-component-update", "--disable-sync"),
-]
 HOSTILE = """</script><script>window.hacked = 1</script><img src=x onerror="window.hacked = 1"> 'q' & {{ 7 * 7 }}"""
 LONG = "supercalifragilistic" * 12
-WIDE, NARROW = {"width": 1280, "height": 860}, {"width": 360, "height": 700}
 
-if not os.environ.get("PH2P_REQUIRE_CHROMIUM"):
-    if not CHROMIUM:
-        pytest.skip("no Chromium is installed", allow_module_level=True)
-    pytest.importorskip("playwright")
+skip_without_chromium()
 
 
 @pytest.fixture(scope="module")
 def browser():
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        opened = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        yield opened
-        opened.close()
+    with opened() as browser:
+        yield browser
 
 
 @pytest.fixture(scope="module")
@@ -64,16 +50,8 @@ RATE_ALL = """() => {
 }"""
 
 
-class Visit:
-    """A rater's browser: the page opened from its file, and all that went wrong or out."""
-
-    def __init__(self, context, page: Path) -> None:
-        self.errors, self.requests = [], []
-        self.tab = context.new_page()
-        self.tab.on("pageerror", lambda error: self.errors.append(str(error)))
-        self.tab.on("console", lambda said: self.errors.append(said.text) if said.type == "error" else None)
-        self.tab.on("request", lambda request: self.requests.append(request.url))
-        self.tab.goto(page.as_uri())
+class Visit(Tab):
+    """A rater's browser."""
 
     def begin(self, name: str) -> None:
         self.tab.fill("#rater", name)
@@ -84,10 +62,6 @@ class Visit:
 
     def picture(self) -> str:
         return self.tab.get_attribute("#picture", "src")
-
-    def press(self, *keys: str) -> None:
-        for key in keys:
-            self.tab.keyboard.press(key)
 
     def asked(self) -> str:
         """The answer that an attention check asks for, or else 3."""
@@ -105,20 +79,17 @@ class Visit:
         download.value.save_as(file)
         return file
 
-    def fits(self) -> bool:
-        return self.tab.evaluate("document.documentElement.scrollWidth <= document.documentElement.clientWidth")
-
 
 @pytest.fixture
 def visit(browser, page):
     """Open the page as a new person, on a screen of some kind."""
     contexts = []
 
-    def opened(size=WIDE, scheme="light") -> Visit:
+    def open_page(size=WIDE, scheme="light") -> Visit:
         contexts.append(browser.new_context(viewport=size, color_scheme=scheme, accept_downloads=True))
         return Visit(contexts[-1], page)
 
-    yield opened
+    yield open_page
     for context in contexts:
         context.close()
 
@@ -236,18 +207,14 @@ def test_it_fits_every_screen_light_and_dark(visit, size):
     colours = []
     for scheme in ("light", "dark"):
         rater = visit(size, scheme)
-        shots = os.environ.get("PH2P_SCREENSHOTS")
-        if shots:
-            rater.tab.screenshot(path=f"{shots}/start-{size['width']}-{scheme}.png", full_page=True)
+        rater.shoot(f"start-{size['width']}-{scheme}")
         assert rater.fits()
         rater.begin("anna")
-        if shots:
-            rater.press("2")
-            rater.tab.screenshot(path=f"{shots}/trial-{size['width']}-{scheme}.png", full_page=True)
+        rater.press("2")
+        rater.shoot(f"trial-{size['width']}-{scheme}")
         seen = rater.rate_all()
         assert len(seen) == 10 and all(fits for *_, fits in seen)
-        if shots:
-            rater.tab.screenshot(path=f"{shots}/done-{size['width']}-{scheme}.png", full_page=True)
+        rater.shoot(f"done-{size['width']}-{scheme}")
         colours.append(rater.tab.evaluate("getComputedStyle(document.body).backgroundColor"))
         assert rater.tab.is_visible("#done") and rater.fits()
     assert colours == ["rgb(245, 245, 242)", "rgb(18, 19, 23)"]

@@ -56,6 +56,7 @@ class Measurement:
         results = self._winners(batch, candidates, draws, seconds)
         for row, result in enumerate(results):
             result.loss_curve, result.search_curve = curves[row].tolist(), batch.search_curves[row]
+            result.trail = batch.trails[row]
         self._compare_with_captions(batch, results, draws)
         self._compare_with_references(batch, results, draws)
         if prompts is not None:

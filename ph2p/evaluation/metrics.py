@@ -6,17 +6,15 @@ the table. Nothing here imports torch, so that a results folder can be shown at 
 
 import math
 import re
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from operator import attrgetter
 from typing import Literal, Protocol
 
 from ph2p.evaluation.formatting import Show, count, decimal, duration, finite, loss, percent, signed
-from ph2p.evaluation.wording import fillers, repeats, whole_words, word_f1, word_precision, word_recall, words_of
+from ph2p.evaluation.wording import fillers, repeats, whole_words, word_f1, word_precision, word_recall
 
 Place = Literal["card", "column", "total", "benchmark"]  # a picture's card, the terminal, the page's head, compare.py
-REPEATED = 3  # so often in one prompt, a word is worth a warning
 
 
 class Measured(Protocol):
@@ -146,12 +144,14 @@ TABLE = (
     Metric("gap_closed", "gap closed", "", "higher",
            lambda r: gap_closed(r.loss, r.loss_empty, r.loss_caption), percent,
            "How much of the gap between no words and the true caption the prompt closes; without a caption, of the "
-           "loss without words. At or below 0 the prompt is no better than no words.",
+           "loss without words. At or below 0 the prompt is no better than no words. A true sentence can be there too, "
+           "where this model reads its words otherwise: the loss asks what predicts the noise, not what is true.",
            ("card", "column", "total", "benchmark"), "median", (("empty prompt", "loss_empty"),)),
     Metric("regret", "regret", "", "lower",
            lambda r: None if r.loss_caption is None else regret(r.loss, r.loss_caption, r.loss_empty), signed,
            "(loss − loss of the true caption) / (loss of the empty prompt − loss of the true caption): "  # noqa: RUF001
-           "0 is as good as the true caption, 1 no better than nothing, below 0 better than the caption.",
+           "0 is as good as the true caption, 1 no better than nothing. Below 0 it predicts the noise better than the "
+           "true caption, which says nothing against the caption: another wording suits this model more.",
            ("card", "column", "total", "benchmark"), "median", bands=(0.05, 0.5)),
     Metric("loss_soft", "soft prompt’s loss", "squared error", "lower", _known("loss_soft"), loss,  # noqa: RUF001
            "Loss of the continuous prompt that the method ends with: the bound its tokens aim at.", ("card",)),
@@ -224,16 +224,3 @@ def value_of(result: Measured, key: str) -> float | None:
 def shown_in(place: Place) -> list[Metric]:
     """The metrics that are shown in a place, in the table's order."""
     return [metric for metric in TABLE if place in metric.places]
-
-
-def warnings_of(result: Measured) -> list[str]:
-    """What a reader should know before trusting a prompt, a plain sentence each."""
-    warnings = []
-    gap = gap_closed(result.loss, result.loss_empty, result.loss_caption)
-    if not gap > 0:
-        warnings.append(f"no better than no words: loss {result.loss:.4f}, of an empty prompt {result.loss_empty:.4f}")
-    words = words_of(result.prompt)
-    if not any(len(word) > 2 or not word.isascii() for word in words):
-        warnings.append("holds no real word")
-    repeated = [f"“{word}” {times} times" for word, times in Counter(words).items() if times >= REPEATED]
-    return warnings + ([f"repeats itself: {', '.join(repeated)}"] if repeated else [])

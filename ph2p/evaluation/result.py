@@ -1,12 +1,14 @@
 """`InversionResult`: what is known of an image at the end, and how a results folder records it."""
 
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from torch import Tensor
 
-from ph2p.evaluation.metrics import metrics_of, value_of, warnings_of
+from ph2p.evaluation.failures import warnings_of
+from ph2p.evaluation.metrics import metrics_of, value_of
 from ph2p.inversion.selection import Candidate
+from ph2p.inversion.trail import Trail
 
 
 @dataclass(repr=False)
@@ -48,6 +50,7 @@ class InversionResult:
     loss_soft: float | None = None  # of the continuous prompt, for methods that end with one
     loss_curve: list[float] = field(default_factory=list)  # an entry an epoch, on its own draws
     search_curve: list[float] = field(default_factory=list)  # an entry a round, the start first; on the search's draws
+    trail: Trail | None = None  # what the prompt has passed through; None: a record of before it was kept
     candidates: list[Candidate] = field(default_factory=list)  # the winner first, losses on the validation draws
     target: Tensor | None = None  # (3, H, W) in [0, 1]
     renderings: Tensor | None = None  # (R, 3, H, W) in [0, 1], made from the prompt
@@ -84,7 +87,7 @@ class InversionResult:
         return f"InversionResult({self.image_id!r}, {self.prompt!r}, loss {self.loss:.4f}, gap closed {gap}{warning})"
 
 
-BESIDE = ("loss_curve", "search_curve", "candidates", "target", "renderings", "caption_renderings", "words")
+BESIDE = ("loss_curve", "search_curve", "trail", "candidates", "target", "renderings", "caption_renderings", "words")
 
 
 def as_record(result: InversionResult) -> dict[str, Any]:
@@ -106,7 +109,8 @@ def as_candidates(result: InversionResult) -> dict[str, Any]:
         }
         for c in result.candidates
     ]
-    return {"loss_curve": result.loss_curve, "search_curve": result.search_curve, "candidates": rows}
+    curves = {"loss_curve": result.loss_curve, "search_curve": result.search_curve}
+    return curves | ({"trail": asdict(result.trail)} if result.trail else {}) | {"candidates": rows}
 
 
 def pictures(result: InversionResult) -> dict[str, Tensor]:

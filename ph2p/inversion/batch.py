@@ -7,6 +7,7 @@ import torch
 
 from ph2p.data import Target
 from ph2p.inversion.draws import Draws, make_draws
+from ph2p.inversion.trail import Trail
 from ph2p.models.counter import Spent
 from ph2p.models.generators import Generator
 from ph2p.models.scorer import Scorer
@@ -24,11 +25,12 @@ class Batch:
         self.features = torch.cat([scorer.image_features(image) for image in self.images.split(1)])  # (B, E)
         self.forward, self.backward = [0] * len(targets), [0] * len(targets)
         self.search_curves: list[list[float]] = [[] for _ in targets]
+        self.trails = [Trail() for _ in targets]
 
     def only(self, rows: list[int]) -> "Batch":
         """The same batch with fewer images, after some have failed."""
         some = copy(self)
-        for name in ("targets", "ids", "keys", "forward", "backward", "search_curves"):
+        for name in ("targets", "ids", "keys", "forward", "backward", "search_curves", "trails"):
             setattr(some, name, [getattr(self, name)[row] for row in rows])
         some.images, some.latents, some.features = self.images[rows], self.latents[rows], self.features[rows]
         return some

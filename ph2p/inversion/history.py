@@ -1,5 +1,6 @@
-"""The hard prompts that an optimisation visits."""
+"""What an optimisation passes through: its losses, and the hard prompts that it visits."""
 
+from collections.abc import Callable
 from typing import Any
 
 import lightning as L
@@ -8,12 +9,16 @@ from torch import Tensor
 
 from ph2p.inversion.module import PromptInversion
 from ph2p.inversion.selection import Pool
+from ph2p.inversion.trail import Trail
+
+NOTED = ("token_ids", "losses", "curve", "evaluated", "ends")
 
 
 class CandidateHistory(L.Callback):
     """Keep every hard prompt that was visited, with a loss to rank it by; the starting tokens come first.
 
-    `token_ids` lists (B, M) and `losses` (B,), an entry an epoch; `curve` lists each epoch's last losses (B,).
+    `token_ids` lists (B, M) and `losses` (B,), an entry an epoch; `curve` lists each epoch's last losses (B,),
+    `evaluated` the losses (n, B) of each step's n evaluations, and `ends` counts these at each epoch's end.
     Where the projection has a judge (`judged`), a candidate's loss is the judge's. Otherwise, with `snap`, an epoch's
     first evaluation is at the last candidate, so that is its loss; without, it is the loss of the epoch that the
     candidate was projected from; both as the method smooths them. What is not known yet is infinite.
@@ -25,6 +30,8 @@ class CandidateHistory(L.Callback):
         self.token_ids: list[Tensor] = []
         self.losses: list[Tensor] = []
         self.curve: list[Tensor] = []
+        self.evaluated: list[Tensor] = []
+        self.ends: list[int] = []
 
     def on_train_start(self, trainer: L.Trainer, module: PromptInversion) -> None:
         if not self.token_ids:  # otherwise the fit goes on from a checkpoint
@@ -34,11 +41,18 @@ class CandidateHistory(L.Callback):
         """Note the tokens that the rows start from; all that there is to note where nothing is optimised."""
         self._note(module.token_ids, module.token_losses)
 
+    def on_train_batch_end(
+        self, trainer: L.Trainer, module: PromptInversion, outputs: Any, batch: Any, batch_index: int
+    ) -> None:
+        if module.evaluated:
+            self.evaluated.append(torch.stack(module.evaluated).cpu())
+
     def on_train_epoch_end(self, trainer: L.Trainer, module: PromptInversion) -> None:
         if not self.judged and (self.snap or len(self.losses) == 1):
             self.losses[-1] = module.first_losses.to("cpu", copy=True)
         self._note(module.token_ids, module.token_losses if self.snap else module.losses)
         self.curve.append(module.losses.to("cpu", copy=True))
+        self.ends.append(sum(map(len, self.evaluated)))
 
     def _note(self, token_ids: Tensor, losses: Tensor) -> None:
         self.token_ids.append(token_ids.to("cpu", copy=True))
@@ -58,10 +72,17 @@ class CandidateHistory(L.Callback):
         """The losses (B, epochs) of some rows, as the optimiser saw them."""
         return torch.stack(self.curve, 1)[rows] if self.curve else torch.zeros(len(rows), 0)
 
+    def trail(self, row: int, words: Callable[[Tensor], list[str]]) -> Trail:
+        """What one row has passed through; `words` gives the texts of tokens (M,), one each."""
+        evaluated = torch.cat(self.evaluated)[:, row].tolist() if self.evaluated else []
+        judged = [float(losses[row]) for losses in self.losses] if self.judged else []
+        return Trail(evaluated, list(self.ends), [words(ids[row]) for ids in self.token_ids], judged)
+
     def state_dict(self) -> dict[str, Any]:
         """For the checkpoint: all that was noted."""
-        return {"token_ids": self.token_ids, "losses": self.losses, "curve": self.curve}
+        return {name: getattr(self, name) for name in NOTED}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take over what `state_dict` gave."""
-        self.token_ids, self.losses, self.curve = (list(state[key]) for key in ("token_ids", "losses", "curve"))
+        for name in NOTED:
+            setattr(self, name, list(state.get(name, [])))  # an older program has noted less

@@ -51,6 +51,7 @@ class PromptInversion(L.LightningModule):
         self.register_buffer("losses", torch.full((len(token_ids),), torch.nan))  # (B,), the last step's
         self.register_buffer("first_losses", self.losses.clone())  # (B,), where the epoch began
         self.register_buffer("evaluations", torch.zeros((), dtype=torch.long))  # of the objective, a row
+        self.evaluated: list[Tensor] = []  # (B,) of each evaluation in the step
 
     @property
     def vocabulary(self) -> Vocabulary:
@@ -85,8 +86,10 @@ class PromptInversion(L.LightningModule):
             if batch_index == 0 and self.evaluations == before:
                 self.first_losses = losses
             self.evaluations += 1
+            self.evaluated.append(losses.detach().clone())
             return losses
 
+        self.evaluated = []
         self.losses = optimizer.step(closure)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:

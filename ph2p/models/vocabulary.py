@@ -151,6 +151,10 @@ class Vocabulary(nn.Module):
         # CLIP's tokenizer loses its own handling of word ends when it is copied or pickled.
         return " ".join(text.replace("</w>", " ").split())
 
+    def words(self, token_ids: Sequence[int] | Tensor) -> list[str]:
+        """The text of each of (M,) tokens by itself."""
+        return [self.decode([token_id]) for token_id in _as_list(token_ids)]
+
     def encode(self, text: str) -> list[int]:
         """The token ids of a text, without begin and end markers.
 

@@ -1,8 +1,9 @@
 """The pages of a results folder: up to `CARDS` images each, the first with what concerns the whole run.
 
-A folder of one page is one HTML text that holds everything. Of several pages the pictures are files beside them.
+The page of up to `EMBEDDED` images is one HTML text that holds everything. Of more the pictures are files beside it.
 """
 
+import base64
 import hashlib
 import json
 from collections.abc import Sequence
@@ -16,13 +17,16 @@ from typing import Any
 import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 
+from ph2p.evaluation.failures import SIGNS
 from ph2p.evaluation.metrics import TABLE, shown_in
 from ph2p.files import write_whole
-from ph2p.report.card import Item, make_card, picture_names
+from ph2p.report.card import ON_CARD, SORTS, Item, make_card, picture_names, way_of, ways_of
+from ph2p.report.command import Commands
 from ph2p.report.pictures import Pictures, inside
 from ph2p.report.records import Record, mapping, over_images, read_if_there, reason, succeeded, warnings_in
 
-CARDS = 100  # on a page
+CARDS = 2000  # on a page: so many are sorted and filtered at once
+EMBEDDED = 200  # images whose pictures a page itself holds
 SHOWN_FAILURES = 200
 TEMPLATES = Path(__file__).parent / "templates"
 
@@ -52,6 +56,10 @@ class Run:
             return mapping(yaml.safe_load(self.config_text))
         return {}
 
+    @cached_property
+    def command(self) -> Commands:
+        return Commands(self.folder, self.config)
+
     @property
     def title(self) -> str:
         return str(self.config.get("name") or self.folder.resolve().name)
@@ -69,15 +77,20 @@ def escaping_template(folder: Path, name: str) -> Template:
     return environment.get_template(name)
 
 
-def write_pages(run: Run) -> Path:
+def script_of(file: Path) -> dict[str, str]:
+    """A script as a page takes it in: its text and, for the policy that lets no other run, the hash of it."""
+    script = file.read_text(encoding="utf-8")
+    return {"script": script, "digest": base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}
+
+
+def write_pages(run: Run, cards: int = CARDS) -> Path:
     """Write `index.html`, `index-2.html`, ... and return the first; a page that is already right is left alone.
 
-    Raises OSError when one cannot be written.
+    Each has at most so many `cards`. Raises OSError when one cannot be written.
     """
-    template = escaping_template(TEMPLATES, "report.html.j2")
-    pages = max(1, -(-len(run.good) // CARDS))
+    pages = max(1, -(-len(run.good) // cards))
     for page in range(1, pages + 1):
-        _write_page(run, template, page, pages)
+        _write_page(run, page, range(cards * (page - 1), min(cards * page, len(run.good))), pages)
     for old in run.folder.glob("index-*.html"):
         if old.stem.removeprefix("index-").isdecimal() and int(old.stem.removeprefix("index-")) > pages:
             old.unlink(missing_ok=True)
@@ -88,18 +101,29 @@ def page_name(page: int) -> str:
     return "index.html" if page == 1 else f"index-{page}.html"
 
 
-def _write_page(run: Run, template: Template, page: int, pages: int) -> None:
-    """Write one page, unless what is there was made from the same records, pictures and template."""
-    chunk = run.good[CARDS * (page - 1) : CARDS * page]
-    head = _head(run, page) | _neighbours(run, page, pages)
-    state, path = _state(run, template, chunk, head), run.folder / page_name(page)
+def _write_page(run: Run, page: int, span: range, pages: int) -> None:
+    """Write one page, unless what is there was made from the same records, pictures and templates."""
+    chunk = [run.good[k] for k in span]
+    head = _head(run, page) | _neighbours(page, span, pages)
+    state, path = _state(run, chunk, head), run.folder / page_name(page)
     names = [name for record in chunk for name in picture_names(record)]
-    pictures = Pictures(run.folder, embed=pages == 1)
+    pictures = Pictures(run.folder, embed=len(run.good) <= EMBEDDED)
     if state in _start_of(path) and not pictures.lacks(names):
         return
     sources = pictures.addresses(names)
-    html = template.render(
-        **head, state=state, cards=[make_card(run.folder, record, sources) for record in chunk], legend=TABLE
+    html = escaping_template(TEMPLATES, "report.html.j2").render(
+        **head,
+        **script_of(TEMPLATES / "report.js"),
+        state=state,
+        cards=[make_card(run.folder, record, sources, run.command) for record in chunk],
+        table=TABLE,
+        signs=SIGNS,
+        on_card=ON_CARD,
+        sorts=[
+            ("order", "order of the run"),
+            ("name", "file name"),
+            *((key, name) for key, (name, _) in SORTS.items()),
+        ],
     )
     write_whole(path, html.encode("utf-8", "backslashreplace"))
 
@@ -111,11 +135,11 @@ def _start_of(path: Path) -> str:
     return ""
 
 
-def _state(run: Run, template: Template, chunk: Sequence[Record], head: dict[str, Any]) -> str:
+def _state(run: Run, chunk: Sequence[Record], head: dict[str, Any]) -> str:
     """A hash of all that a page is made from; a new rendering shows in the time of its folder."""
     places = [inside(run.folder, mapping(record.get("files")).get("target")) for record in chunk]
     times = [place.parent.stat().st_mtime_ns if place and place.parent.exists() else 0 for place in places]
-    code = read_if_there(Path(str(template.filename)))
+    code = [read_if_there(file) for file in sorted(TEMPLATES.iterdir())]
     content = json.dumps([code, times, chunk, head], sort_keys=True, default=asdict)
     return hashlib.sha256(content.encode("utf-8", "surrogatepass")).hexdigest()
 
@@ -135,13 +159,17 @@ def _head(run: Run, page: int) -> dict[str, Any]:
     }
 
 
-def _neighbours(run: Run, page: int, pages: int) -> dict[str, Any]:
+def _neighbours(page: int, span: range, pages: int) -> dict[str, Any]:
     """The other pages. A full page that is not the first stays as it is when more images are added."""
     links = [("first", 1), ("previous", page - 1)] if page > 1 else []
     links += [("next", page + 1)] if page < pages else []
     numbers = [(str(k), page_name(k)) for k in range(1, pages + 1)] if page == 1 and pages > 1 else []
-    span = (CARDS * (page - 1) + 1, min(CARDS * page, len(run.good)))
-    return {"page": page, "span": span, "links": [(name, page_name(k)) for name, k in links], "pages": numbers}
+    return {
+        "page": page,
+        "span": (span.start + 1, span.stop),
+        "links": [(name, page_name(k)) for name, k in links],
+        "pages": numbers,
+    }
 
 
 def _about(run: Run) -> list[tuple[str, str]]:
@@ -149,12 +177,12 @@ def _about(run: Run) -> list[tuple[str, str]]:
     methods = sorted({str(record["method"]) for record in run.records if record.get("method")})
     files = [run.folder / "config.yaml", *sorted((run.folder / "results").glob("part-*.jsonl"))]
     times = [file.stat().st_mtime for file in files if file.exists()]
-    ways = _ways(run)
+    ways = ways_of(run.good)
     about = {
         "method": ", ".join(methods) or _named(run.config.get("method")),
         "generator": _named(run.config.get("generator")),
         "run on": f"{datetime.fromtimestamp(times[0]):%d %B %Y, %H:%M}" if times else "",
-        "measured with": ways[0] if len(ways) == 1 else "",
+        "measured with": way_of(next(filter(way_of, run.good))) if len(ways) == 1 else "",
     }
     return [(name, value) for name, value in about.items() if value]
 
@@ -166,18 +194,9 @@ def _named(node: object) -> str:
     return "/".join(Path(str(node)).parts[-2:]) if node else ""
 
 
-def _ways(run: Run) -> list[str]:
-    """The different ways in which the images were measured, each as one text."""
-    return sorted({_way(record) for record in run.good} - {""})
-
-
-def _way(record: Record) -> str:
-    return ", ".join(f"{key} {value}" for key, value in mapping(record.get("measured_with")).items())
-
-
 def _warnings(run: Run) -> list[str]:
     """What concerns several images: prompts with warnings, and values that do not compare."""
-    warned, ways = sum(bool(warnings_in(record)) for record in run.good), _ways(run)
+    warned, ways = sum(bool(warnings_in(record)) for record in run.good), ways_of(run.good)
     texts = [f"{warned} of {len(run.good)} prompts with a warning: see their cards"] if warned else []
     if len(ways) > 1:
         texts.append(f"Not all images were measured alike, so their values do not compare: {'; '.join(ways)}")

@@ -21,10 +21,14 @@ THUMBNAILS = "thumbnails"
 
 @dataclass(frozen=True)
 class Pictures:
-    """Makes the addresses of a folder's pictures; `embed`: the page itself holds them."""
+    """Makes the addresses of a folder's pictures; `embed`: the page itself holds them.
+
+    Otherwise they are relative to `page`, the folder in which the page lies: the pictures' own one by default.
+    """
 
     folder: Path
     embed: bool
+    page: Path | None = None
 
     def addresses(self, names: Iterable[object]) -> dict[str, str]:
         """The address of each picture by its name in the record; those missing or damaged are left out.
@@ -62,7 +66,7 @@ class Pictures:
             content = file.read_bytes() if self.embed else b""
         if self.embed:
             return f"data:{kind};base64,{base64.b64encode(content).decode()}"
-        return quote(file.relative_to(self.folder.resolve()).as_posix())
+        return quote(Path(os.path.relpath(file, (self.page or self.folder).resolve())).as_posix())
 
     def _thumbnail(self, file: Path) -> Path | None:
         """The thumbnail of a picture, made where there is none or an older one; None for a damaged picture."""

@@ -10,6 +10,7 @@ from typing import Any
 from ph2p.errors import UserError
 from ph2p.evaluation.formatting import finite
 from ph2p.evaluation.metrics import Metric
+from ph2p.files import printable
 
 Record = dict[str, Any]
 
@@ -35,6 +36,28 @@ def read_results(folder: str | Path) -> list[Record]:
             raise UserError(f"{part}: holds no record, so it is damaged: restore it, or remove it to begin it anew")
         records |= {str(record["image_id"]): record for record in found if "image_id" in record}
     return list(records.values())
+
+
+def finished(folder: Path) -> dict[str, Record]:
+    """The records of the images that a run finished, by image."""
+    if not (folder / "results").is_dir():
+        raise UserError(
+            f"{printable(folder)}: no results folder; give one that a run has written, such as outputs/NAME"
+        )
+    return {printable(record["image_id"]): record for record in read_results(folder) if succeeded(record)}
+
+
+def labels_of(known: dict[Path, dict[str, Record]]) -> dict[Path, str]:
+    """What runs are called beside each other: their methods, or where some would be called alike the folders' names."""
+    methods = {
+        folder: {printable(r.get("method") or "") for r in records.values()} for folder, records in known.items()
+    }
+    ways = (
+        {folder: next(iter(names)) if len(names) == 1 else "" for folder, names in methods.items()},
+        {folder: printable(folder.resolve().name) for folder in known},
+    )
+    good = (way for way in ways if all(way.values()) and len(set(way.values())) == len(way))
+    return next(good, {folder: printable(folder) for folder in known})
 
 
 def read_if_there(file: Path | None) -> str:

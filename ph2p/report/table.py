@@ -126,9 +126,9 @@ class _Writer:
 def write_report(folder: str | Path) -> Path:
     """Write the pages of a results folder and return the first, `index.html`.
 
-    They hold no script and no address outside the folder. Of processes that write at the same time one works, the
-    others wait, and then write only what has changed since. Each page takes the old one's place in one go, so that
-    nobody sees half a page. Raises UserError when one cannot be written.
+    They name no address outside the folder, and no script but their own runs. Of processes that write at the same
+    time one works, the others wait, and then write only what has changed since. Each page takes the old one's place
+    in one go, so that nobody sees half a page. Raises UserError when one cannot be written.
     """
     folder = Path(folder)
     with _alone(folder):

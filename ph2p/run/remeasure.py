@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -15,6 +16,7 @@ from ph2p.evaluation.measurement import Measurement
 from ph2p.evaluation.result import InversionResult
 from ph2p.inversion.batch import Batch
 from ph2p.inversion.selection import Candidate
+from ph2p.inversion.trail import Trail
 from ph2p.inverter import Inverter
 from ph2p.report.records import parsed, read_results
 from ph2p.run.build import load_inverter, make_targets, quiet_libraries
@@ -111,6 +113,7 @@ class _Redo:
         found = measure(batch, [candidates for candidates, _ in saved], None, curves, 0.0)
         for result, (_, record), (_, content) in zip(found, known, saved, strict=True):
             result.loss_curve, result.search_curve = content["loss_curve"], content["search_curve"]
+            result.trail = content["trail"]
             self._take_over(result, record)
             write(result, results)
 
@@ -148,8 +151,8 @@ def _matching(
         yield target, record
 
 
-def _saved(folder: Path, record: Record) -> tuple[list[Candidate], dict[str, list[float]]]:
-    """The candidates of an image, the winner first, and the curves beside them."""
+def _saved(folder: Path, record: Record) -> tuple[list[Candidate], dict[str, Any]]:
+    """The candidates of an image, the winner first, and what stands beside them: the curves, and the trail if any."""
     path = folder / "candidates" / f"{slug(str(record['image_id']))}.json"
     try:
         content = json.loads(path.read_bytes())
@@ -158,6 +161,7 @@ def _saved(folder: Path, record: Record) -> tuple[list[Candidate], dict[str, lis
             Candidate(tuple(row["token_ids"]), row["prompt"], row["loss"], row["epoch"], row["clip_similarity"])
             for row in rows
         ]
-        return found, {name: content[name] for name in ("loss_curve", "search_curve")}
+        trail = Trail(**content["trail"]) if "trail" in content else None  # older records have none
+        return found, {name: content[name] for name in ("loss_curve", "search_curve")} | {"trail": trail}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path}: cannot be read; remove the image's record, and run again") from error

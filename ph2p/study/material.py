@@ -12,7 +12,7 @@ from PIL import Image
 from ph2p.errors import UserError
 from ph2p.files import printable
 from ph2p.report.pictures import inside
-from ph2p.report.records import Record, mapping, read_results, succeeded
+from ph2p.report.records import Record, finished, labels_of, mapping
 
 SIDE, CRISP = 640, 256  # pixels: larger pictures are shrunk, up to these no pixel is changed
 
@@ -32,7 +32,7 @@ class Material:
 
 def gather(folders: Sequence[Path], most: int | None = None, seed: int = 0) -> Material:
     """Find the images that all runs finished; of more than `most`, as many by the seed. Raises UserError."""
-    known = {folder: _finished(folder) for folder in folders}
+    known = {folder: finished(folder) for folder in folders}
     if len({folder.resolve() for folder in folders}) < len(folders):
         raise UserError(f"{' '.join(map(printable, folders))}: the same results folder twice; give each once")
     first, names = folders[0], ", ".join(map(printable, folders))
@@ -42,7 +42,7 @@ def gather(folders: Sequence[Path], most: int | None = None, seed: int = 0) -> M
     pictures, broken = _pictures(first, {image: known[first][image] for image in common}, most, seed)
     if not pictures:
         raise UserError(f"{names}: no picture can be read; run the images anew")
-    labels = _labels(known)
+    labels = labels_of(known)
     records = {image: {labels[folder]: known[folder][image] for folder in folders} for image in pictures}
     unfinished = len({image for found in known.values() for image in found}) - len(common)
     differ = sum(len({record.get("content") for record in found.values()}) > 1 for found in records.values())
@@ -57,28 +57,6 @@ def gather(folders: Sequence[Path], most: int | None = None, seed: int = 0) -> M
         pictures,
         [f"images: {count} {what}" for what, count in notes.items() if count],
     )
-
-
-def _finished(folder: Path) -> dict[str, Record]:
-    """The records of the images that a run finished, by image."""
-    if not (folder / "results").is_dir():
-        raise UserError(
-            f"{printable(folder)}: no results folder; give one that a run has written, such as outputs/NAME"
-        )
-    return {printable(record["image_id"]): record for record in read_results(folder) if succeeded(record)}
-
-
-def _labels(known: dict[Path, dict[str, Record]]) -> dict[Path, str]:
-    """What the analysis calls each run: its method, or its folder's name or path where several would be called so."""
-    methods = {
-        folder: {printable(r.get("method") or "") for r in records.values()} for folder, records in known.items()
-    }
-    ways = (
-        {folder: next(iter(names)) if len(names) == 1 else "" for folder, names in methods.items()},
-        {folder: printable(folder.resolve().name) for folder in known},
-    )
-    good = (way for way in ways if all(way.values()) and len(set(way.values())) == len(way))
-    return next(good, {folder: printable(folder) for folder in known})
 
 
 # --- pictures -----------------------------------------------------------------------------------------------------
