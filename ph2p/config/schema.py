@@ -244,6 +244,7 @@ class Config:
     seed: int = 0  # of all draws and starting tokens, in [0, 2**62)
     output: str = "outputs"  # the folder of all runs
     resume: str = "auto"  # auto: refuse a folder whose configuration differs; force: continue all the same
+    sidecars: bool = False  # true: a text file with its prompt for each picture, captions/sub/name.txt for sub/name.png
     ckpt_path: str | None = None  # a checkpoint from which the batch in it goes on, such as one of another folder
 
     def __post_init__(self) -> None:
