@@ -10,6 +10,7 @@ from torch import Tensor
 from ph2p.config.budget import plan
 from ph2p.config.schema import Config
 from ph2p.data import Target, TargetError
+from ph2p.evaluation.backbones import Backbones
 from ph2p.evaluation.measurement import Measurement
 from ph2p.evaluation.result import InversionResult
 from ph2p.inversion.batch import Batch
@@ -41,9 +42,10 @@ class Inverter:
     generator: Generator
     scorer: Scorer
     cfg: Config
+    backbones: Backbones | None = None  # that judge what was found; None: those that the configuration names
 
     def __post_init__(self) -> None:
-        self._objective(), self._rule()  # what does not fit is said now
+        self._objective(), self._rule(), self._measurement()  # what does not fit is said now
         chosen_moves(self.cfg.method.search.moves if self.cfg.method.search else {})
 
     def __call__(
@@ -203,9 +205,11 @@ class Inverter:
         rows = list(candidates)
         if not rows:
             return {}
-        measurement = Measurement(self.generator, self.scorer, self.cfg)
         seconds = session.seconds() / len(batch.ids)
         some = batch.only(rows), list(candidates.values()), prompts[rows], curves[rows]
-        results = measurement(*some, seconds)
+        results = self._measurement()(*some, seconds)
         session.report("measuring", 1, 1)
         return dict(zip(rows, results, strict=True))
+
+    def _measurement(self) -> Measurement:
+        return Measurement(self.generator, self.scorer, self.cfg, self.backbones)

@@ -318,10 +318,12 @@ def test_finished_prompts_are_measured_and_rendered_anew(place, runner, undistur
     assert runner.run("name=again") == 0
     load = partial(replace, runner.inverter)  # of a configuration
     first = {record["image_id"]: record for record in read_results(folder)}
+    candidates = {path: path.read_bytes() for path in (folder / "candidates").iterdir()}
     assert repaint(folder, ["evaluation.renders=2"], lambda cfg: load(cfg=cfg)) == 5
     second = {record["image_id"]: record for record in read_results(folder)}
     assert remeasure(folder, ["evaluation.draws=3"], lambda cfg: load(cfg=cfg)) == 5
     third = {record["image_id"]: record for record in read_results(folder)}
+    assert {path: path.read_bytes() for path in (folder / "candidates").iterdir()} == candidates
     for name, record in first.items():
         assert record["prompt"] == second[name]["prompt"] == third[name]["prompt"]
         assert record["loss"] == second[name]["loss"] != third[name]["loss"]

@@ -221,8 +221,12 @@ class EvaluationConfig:
     draws: int = 64  # N
     timesteps: list[int] = field(default_factory=lambda: [500, 1000])  # t in [t_min, t_max), the same for all methods
     renders: int = 3  # renderings of the found prompt, and of the true caption where there is one
+    language_model: str | None = None  # of perplexity: folder or hub id of a causal model; world: the drawn scenes' own
+    dinov2: str | None = None  # folder or hub id: likeness of target and renderings by DINOv2
+    lpips: str | None = None  # a .safetensors file: their distance by LPIPS; needs the extra `metrics`
 
     def __post_init__(self) -> None:
+        checks.expand_paths(self, "language_model", "dinov2", "lpips")
         checks.require_whole(self, "evaluation.", ("draws", "renders"))
         checks.require_window("evaluation.timesteps", self.timesteps)
 
