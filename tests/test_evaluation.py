@@ -126,7 +126,9 @@ def test_a_rule_is_chosen_by_its_name(inverter_of):
     candidates = [Candidate((0,), "red square", 0, 0.5), Candidate((0,), "blue dog", 0, 0.5)]
     assert make_rule(inverter.generator, inverter.scorer, inverter.cfg)(torch.ones(8), candidates) == candidates
     assert not calls
-    with pytest.raises(UserError, match=r"^method\.selection\.rule=best: choose one of renderings, loss$"):
+    with pytest.raises(
+        UserError, match=r"^method\.selection\.rule=best: choose one of renderings, loss, clip_text, released$"
+    ):
         inverter_of("method.selection.rule=best")
 
 

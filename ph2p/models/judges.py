@@ -56,7 +56,7 @@ def load_language_model(path: str, device: torch.device) -> CausalLanguageModel:
     folder = fetched(path, "evaluation.language_model")
     pretrained.check_tokenizer(folder)
     with plain_errors(path, "give a causal language model of transformers"), quiet():
-        model = _load(AutoModelForCausalLM, folder)
+        model = load_weights(AutoModelForCausalLM, folder)
         return CausalLanguageModel(model, AutoTokenizer.from_pretrained(folder, **OPTIONS)).to(device)
 
 
@@ -85,7 +85,7 @@ def load_dino(path: str, device: torch.device) -> PictureFeatures:
         raise UserError(f"evaluation.dinov2={path}: a model of type {kind}; {wanted}")
     with plain_errors(path, wanted), quiet():
         processor = AutoImageProcessor.from_pretrained(folder, backend="pil", **OPTIONS)
-        return PictureFeatures(_load(AutoModel, folder), processor).to(device)
+        return PictureFeatures(load_weights(AutoModel, folder), processor).to(device)
 
 
 @lru_cache(1)
@@ -137,7 +137,8 @@ def fetched(path: str, key: str) -> Path:
     return folder
 
 
-def _load(kind: Any, folder: Path) -> Any:
+def load_weights(kind: Any, folder: Path) -> Any:
+    """The model of a folder, by one of transformers' automatic classes, in float32."""
     model, found = kind.from_pretrained(
         folder, dtype=torch.float32, use_safetensors=True, output_loading_info=True, **OPTIONS
     )
