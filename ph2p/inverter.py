@@ -1,7 +1,8 @@
 """One image batch from pictures to prompts: optimise, search, select, measure."""
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from hydra.utils import instantiate
@@ -99,7 +100,7 @@ class Inverter:
             objective,
             vocabulary,
             start,
-            instantiate(method.optimizer, _partial_=True) if method.optimizer else None,
+            instantiate(method.optimizer, _partial_=True),
             method.straight_through,
             self.generator.microbatch,
             judge(start[:, None])[:, 0] if judge else None,
@@ -200,7 +201,7 @@ class Inverter:
         if method.selection.validates:
             some = shortlist(vocabulary, *entries, method.selection.shortlist, read)
         else:
-            some = list(distinct(vocabulary, read, *entries).values())
+            some = [replace(c, loss=math.nan) for c in distinct(vocabulary, read, *entries).values()]  # on no draws
         if not some:
             raise TargetError(f"{batch.ids[row]}: no candidate reads back as its tokens: give another seed")
         if not method.selection.validates:

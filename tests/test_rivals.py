@@ -236,7 +236,7 @@ def test_pez_keeps_the_prompt_of_all_steps_that_clip_likes_best(inverter_of, tar
     for row in range(len(targets)):
         texts = texts_of(inverter.generator.vocabulary, pool.token_ids[row])
         likeness = {text: float(inverter.scorer.text_features([text])[0] @ batch.features[row]) for text in texts}
-        assert [c.text for c in found[row]] == sorted(likeness, key=lambda text: -likeness[text])
+        assert [c.text for c in found[row]] == sorted(likeness, key=lambda text: -likeness[text])[:6]
         assert len(texts) > 3
     steps = pool.token_ids.shape[1] - 1
     assert steps == 360 // (2 * inverter.cfg.method.draws)  # all of the budget is the optimiser's

@@ -167,12 +167,13 @@ class BestText:
     """
 
     def __init__(self, generator: Generator, scorer: Scorer, cfg: Config) -> None:
-        self.scorer = scorer
+        self.scorer, self.count = scorer, cfg.method.selection.shortlist
 
     def __call__(self, features: Tensor, candidates: list[Candidate]) -> list[Candidate]:
+        """The best candidates, as many as the shortlist holds."""
         similarity = (self.scorer.text_features([c.text for c in candidates]) @ features).tolist()
         order = sorted(range(len(candidates)), key=lambda k: (math.isnan(similarity[k]), -similarity[k]))
-        return [candidates[k] for k in order]
+        return [candidates[k] for k in order[: self.count]]
 
 
 class ReleasedChoice:
