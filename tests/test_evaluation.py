@@ -302,6 +302,10 @@ def test_what_a_reader_should_know_is_a_warning_everywhere(result, changes, warn
     assert warning in repr(bad) and as_record(bad)["warnings"] == bad.warnings
 
 
+def test_a_sentence_with_several_articles_does_not_repeat_itself(result):
+    assert not replace(result, prompt="a dog and a cat below a moon").warnings
+
+
 def test_words_of_other_scripts_are_words(result):
     assert replace(result, prompt="猫 と 犬").warnings == []
 

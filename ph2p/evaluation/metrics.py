@@ -13,7 +13,16 @@ from operator import attrgetter
 from typing import Literal, Protocol
 
 from ph2p.evaluation.formatting import Show, count, decimal, duration, finite, loss, percent, signed
-from ph2p.evaluation.wording import fillers, repeats, whole_words, word_f1, word_precision, word_recall, words_of
+from ph2p.evaluation.wording import (
+    FILLERS,
+    fillers,
+    repeats,
+    whole_words,
+    word_f1,
+    word_precision,
+    word_recall,
+    words_of,
+)
 
 Place = Literal["card", "column", "total", "benchmark"]  # a picture's card, the terminal, the page's head, compare.py
 REPEATED = 3  # so often in one prompt, a word is worth a warning
@@ -254,5 +263,6 @@ def warnings_of(result: Measured) -> list[str]:
     words = words_of(result.prompt)
     if not any(len(word) > 2 or not word.isascii() for word in words):
         warnings.append("holds no real word")
-    repeated = [f"“{word}” {times} times" for word, times in Counter(words).items() if times >= REPEATED]
+    said = Counter(word for word in words if word not in FILLERS)  # a sentence has several articles
+    repeated = [f"“{word}” {times} times" for word, times in said.items() if times >= REPEATED]
     return warnings + ([f"repeats itself: {', '.join(repeated)}"] if repeated else [])
