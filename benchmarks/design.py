@@ -5,8 +5,10 @@ A cell is one variant on one set of scenes with one seed: `count` images inverte
 - `title`, `question`, `order`: what the digest says, and where.
 - `words`: of every cell; `variants`: {label: words}, or {label: {words: ..., allow: N}} where only the N words that
   captions use most are allowed; `sweeps`: {title: {key, values, words}}, a variant for each value of a key.
-- `scenes`: {label: arguments of `ph2p.data.WorldTargets`}.
-- `reference`: the label that the others are held against; `columns`: keys of the table of metrics, or `regret_own`.
+- `scenes`: {label: arguments of `ph2p.data.WorldTargets`, or `layout: coco` with a seed, see material.py}.
+- `reference`: the label that the others are held against, by the metric `measure` (regret if it is left out);
+  `columns`: keys of the table of metrics, or `regret_own`.
+- `whole`: the smallest size runs every variant too, not the first alone.
 - `follow`: note the best prompt so far on the way; `trace`: plot losses, gradient and distance as well.
 - `own_range`: measure the regret on the method's own timesteps too.
 - `probes`: what is measured without an inversion, see probes.py.
@@ -88,7 +90,7 @@ class Experiment:
         sets, variants = list(self.content["scenes"].items()), self.variants
         if smoke:  # every method once, and enough of the rest to see that it runs
             swept = [variant for variant in variants if variant.panel]
-            sets, variants = sets[:1], variants if self.name == "main" else [variants[0], *swept[:1]]
+            sets, variants = sets[:1], variants if self.whole else [variants[0], *swept[:1]]
         for name, arguments in sets:
             for seed in scale["seeds"]:
                 for variant in variants:

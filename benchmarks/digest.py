@@ -34,8 +34,9 @@ HEAD = """# Evidence
 Written by `make evidence SIZE={size}` on {today}. Regret is (loss - loss of the true caption) / (loss of no words -
 loss of the true caption) on draws that chose nothing: 0 is as good as the caption, 1 no better than nothing. An
 interval resamples scenes, each of which counts with its mean over the seeds (bootstrap, 95 %); "above" is the mean over
-scenes of a row's regret minus the reference's on the same scenes and seeds. Where its interval holds 0 the two do not
-stand apart. `retrieval` has the words that CLIP alone finds.
+scenes of a row's regret (or gap closed) minus the reference's on the same scenes and seeds. Where its interval holds 0
+the two do not stand apart. "Samples to" a regret is a median over scenes, with how many of them ever get there and
+stay; one that does not counts as never. `retrieval` has words that CLIP alone finds, `caption` a caption that it chose.
 """
 
 
@@ -85,17 +86,17 @@ def by_scene(lines: Sequence[Line], variant: str, key: str) -> dict[str, float]:
     return {scene: float(np.mean(some)) for scene, some in values.items()}
 
 
-def paired(lines: Sequence[Line], variant: str, reference: str) -> Values:
-    """Differences of regret to the reference, scene by scene, over the scenes and seeds that both have."""
+def paired(lines: Sequence[Line], variant: str, reference: str, key: str = "regret") -> Values:
+    """Differences of a metric to the reference, scene by scene, over the scenes and seeds that both have."""
     values = {
-        name: {(line["image_id"], line["seed"]): line["record"]["regret"] for line in lines if line["variant"] == name}
+        name: {(line["image_id"], line["seed"]): line["record"][key] for line in lines if line["variant"] == name}
         for name in (variant, reference)
     }
     scenes: dict[str, list[float]] = {}
-    for key in values[variant].keys() & values[reference].keys():
-        pair = finite(values[variant][key]), finite(values[reference][key])
+    for place in values[variant].keys() & values[reference].keys():
+        pair = finite(values[variant][place]), finite(values[reference][place])
         if pair[0] is not None and pair[1] is not None:
-            scenes.setdefault(key[0], []).append(pair[0] - pair[1])
+            scenes.setdefault(place[0], []).append(pair[0] - pair[1])
     return np.array([np.mean(scenes[name]) for name in sorted(scenes)], dtype=np.float64)
 
 
@@ -103,15 +104,21 @@ def table(experiment: Experiment, lines: list[Line]) -> list[str]:
     """A table in Markdown: a row for each variant that has lines."""
     columns = [(key, *describe(key)) for key in experiment.columns]
     names = [name for name, _, _ in (column[1:] for column in columns)]
-    heads = ["", *names, f"regret above {experiment.reference}"]
+    measure = METRICS[experiment.measure or "regret"]
+    heads = ["", *names, f"{measure.name} above {experiment.reference}"]
     rows = [heads, ["---"] * len(heads)]
     for variant in dict.fromkeys(line["variant"] for line in lines):
         cells = [variant]
         for key, _, statistic, show in columns:
+            if key in REACHED:
+                cells.append(reached(lines, variant, key))
+                continue
             values = np.array(list(by_scene(lines, variant, key).values()))
             cells.append(interval(values, statistic, show))
         same = variant == experiment.reference
-        cells.append("" if same else interval(paired(lines, variant, experiment.reference), np.mean, signed))
+        cells.append(
+            "" if same else interval(paired(lines, variant, experiment.reference, measure.key), np.mean, signed)
+        )
         rows.append(cells)
     return [f"| {' | '.join(cells)} |" for cells in rows]
 
@@ -134,22 +141,45 @@ def interval(values: Values, statistic: Callable[..., Any], show: Show) -> str:
     return f"{middle} [{show(low)}, {show(high)}]" if low != high else middle
 
 
+REACHED = ("samples_to_tenth", "samples_to_zero")
+
+
+def reached(lines: Sequence[Line], variant: str, key: str) -> str:
+    """How many samples it takes, such as `1,200, 75% of scenes`: the median over scenes, and how many ever get there.
+
+    A scene that never does counts with more than any number, or the median would be that of the easy ones. Lines whose
+    way was not followed do not count.
+    """
+    scenes: dict[str, list[float]] = {}
+    for line in lines:
+        if line["variant"] == variant and line["record"].get("regret_curve"):
+            value = finite(line["record"].get(key))
+            scenes.setdefault(line["image_id"], []).append(np.inf if value is None else value)
+    if not scenes:
+        return NOTHING
+    values = np.array([np.median(some) for some in scenes.values()])
+    middle = METRICS[key].show(finite(float(np.median(values))))
+    return f"{middle}, {np.isfinite(values).mean():.0%} of scenes"
+
+
 def answer(experiment: Experiment, lines: list[Line]) -> str:
-    """One sentence that says which row has the lowest regret, and what stands apart from the reference."""
-    regrets = {name: by_scene(lines, name, "regret") for name in dict.fromkeys(line["variant"] for line in lines)}
-    medians = {name: float(np.median(list(values.values()))) for name, values in regrets.items() if values}
+    """One sentence that says which row is best by the measure, and what stands apart from the reference."""
+    measure = METRICS[experiment.measure or "regret"]
+    values = {name: by_scene(lines, name, measure.key) for name in dict.fromkeys(line["variant"] for line in lines)}
+    medians = {name: float(np.median(list(some.values()))) for name, some in values.items() if some}
     if not medians:
         return ""
-    best = min(medians, key=medians.__getitem__)
+    lower = measure.better == "lower"
+    best, extreme = (min if lower else max)(medians, key=medians.__getitem__), "lowest" if lower else "highest"
     apart: dict[str, list[str]] = {"better": [], "worse": []}
     for name in medians.keys() - {experiment.reference}:
-        differences = paired(lines, name, experiment.reference)
+        differences = paired(lines, name, experiment.reference, measure.key)
         if len(differences) > 1:
             low, high = confidence_interval(differences)
-            apart["worse"] += [name] if low > 0 else []
-            apart["better"] += [name] if high < 0 else []
+            apart["worse" if lower else "better"] += [name] if low > 0 else []
+            apart["better" if lower else "worse"] += [name] if high < 0 else []
     said = [f"{what} than {experiment.reference}: {', '.join(sorted(names))}" for what, names in apart.items() if names]
-    if max(map(len, regrets.values())) < 2:
-        return f"The lowest regret has {best}, {medians[best]:.2f}; one scene says nothing about the order."
+    if max(map(len, values.values())) < 2:
+        return f"The {extreme} {measure.name} has {best}, {medians[best]:.2f}; one scene says nothing about the order."
     tail = f" Intervals apart, {'; '.join(said)}." if said else f" Nothing stands apart from {experiment.reference}."
-    return f"The lowest median regret has {best}, {medians[best]:.2f}.{tail}"
+    return f"The {extreme} median {measure.name} has {best}, {medians[best]:.2f}.{tail}"

@@ -26,12 +26,13 @@ from typing import Any
 import torch
 from design import SIZES, Cell, Experiment, experiments
 from digest import write_digest
+from material import loaded, targets_of
 from probes import PROBES
 from watch import Watch
 
 from ph2p.config.compose import load_config
 from ph2p.config.schema import Config, parse_shard
-from ph2p.data import Target, TargetError, WorldTargets
+from ph2p.data import Target, TargetError
 from ph2p.errors import UserError
 from ph2p.evaluation.metrics import regret
 from ph2p.evaluation.result import InversionResult, as_record
@@ -97,12 +98,16 @@ class Runner:
             self.loaded = {key: load_inverter(cfg)}  # one at a time in memory
         return replace(self.loaded[key], cfg=cfg)
 
+    def pictures(self, scenes: Line, size: tuple[int, int]) -> list[Target]:
+        """The pictures of a set of scenes, as a model of this size sees them."""
+        return loaded(targets_of(scenes, Path(self.args.output), size))
+
     def word_list(self, count: int) -> Path:
         """A file of the `count` allowed words that captions of the validation split use most."""
         if not self.ranked:
             vocabulary = self.inverter(load_config(self.args.overrides)).generator.vocabulary
             known = [vocabulary.decode([token]) for token in vocabulary.allowed_ids.tolist()]
-            scenes = scenes_of({"split": "val", "seed": 1, "count": 100}, (64, 64))
+            scenes = self.pictures({"split": "val", "seed": 1, "count": 100}, (64, 64))
             used = Counter(word for scene in scenes for word in (scene.caption or "").split())
             self.ranked = sorted(known, key=lambda word: (-used[word], word))
         path = Path(self.args.output) / f"words-{count}.txt"
@@ -112,11 +117,11 @@ class Runner:
 
     def invert(self, experiment: Experiment, cell: Cell, cfg: Config, done: set[str]) -> Iterator[Line]:
         """The lines of a cell's images that are not `done`."""
-        lacking = [image_id for image_id in ids_of(cell.world) if image_id not in done]
+        lacking = [name for name in targets_of(cell.world, Path(self.args.output)).ids if name not in done]
         if not lacking:
             return
         inverter = self.inverter(cfg)
-        targets = [t for t in scenes_of(cell.world, inverter.generator.image_size) if t.image_id in lacking]
+        targets = [t for t in self.pictures(cell.world, inverter.generator.image_size) if t.image_id in lacking]
         for start in range(0, len(targets), self.args.batch_size):
             some = targets[start : start + self.args.batch_size]
             say(f"{experiment.name}: {cell.variant.label}, {cell.scenes}, seed {cell.seed}: {start} of {len(targets)}")
@@ -148,7 +153,7 @@ class Runner:
         inverter = self.inverter(cfg)
         world = cell.world if cell.world["count"] > 1 else cell.world | {"count": 2}
         few = {"draws": 2, "bins": 2} if self.args.size == "smoke" else {}
-        targets = scenes_of(world, inverter.generator.image_size)
+        targets = self.pictures(world, inverter.generator.image_size)
         for line in list(PROBES[name](inverter, targets, options | few)):  # all of them, or none
             yield line | {"probe": name, "parts": (options | few)["bins"]}
 
@@ -160,15 +165,6 @@ def own_regret(inverter: Inverter, target: Target, result: InversionResult) -> f
     texts = [result.prompt, target.caption or "", ""]
     found, caption, empty = (text_losses(inverter.generator, batch.latents, [text], draws)[0] for text in texts)
     return regret(found, caption, empty) if target.caption else None
-
-
-def scenes_of(world: Line, size: tuple[int, int]) -> list[Target]:
-    targets = WorldTargets(image_size=size, **world)
-    return [targets.load(index) for index in range(len(targets))]
-
-
-def ids_of(world: Line) -> list[str]:
-    return WorldTargets(**world).ids
 
 
 def lines(folder: Path) -> list[Line]:

@@ -18,6 +18,10 @@ from ph2p.evaluation.formatting import finite
 from ph2p.evaluation.intervals import confidence_interval
 
 Line = dict[str, Any]
+MEASURED = {
+    "regret": "regret (0: the true caption, 1: no words)",
+    "gap_closed": "gap closed (0: no words; above it the part of their loss that is gone)",
+}
 TRACED = {
     "soft": "loss of the continuous prompt",
     "hard": "loss of its projection",
@@ -46,11 +50,11 @@ def plot_experiment(experiment: Experiment, lines: list[Line], folder: Path) -> 
             yield name
 
 
-def regrets(lines: Sequence[Line], **wanted: Any) -> np.ndarray:
-    """The regrets of the lines that fit, a mean over the seeds for each scene."""
+def values_of(lines: Sequence[Line], measure: str = "regret", **wanted: Any) -> np.ndarray:
+    """The values of a metric in the lines that fit, a mean over the seeds for each scene."""
     scenes: dict[str, list[float]] = {}
     for line in lines:
-        value = finite(line["record"].get("regret"))
+        value = finite(line["record"].get(measure))
         if value is not None and all(line[key] == one for key, one in wanted.items()):
             scenes.setdefault(line["image_id"], []).append(value)
     return np.array([np.mean(values) for values in scenes.values()])
@@ -68,7 +72,8 @@ def point(axes: Axes, at: float, values: np.ndarray, colour: str, upright: bool)
 
 
 def rows_plot(experiment: Experiment, lines: list[Line]) -> Figure | None:
-    """The median regret of each variant, a colour for each set of scenes."""
+    """The median regret, or other measure, of each variant, a colour for each set of scenes."""
+    measure = experiment.measure or "regret"
     names = list(dict.fromkeys(line["variant"] for line in lines))
     if not names:
         return None
@@ -76,13 +81,13 @@ def rows_plot(experiment: Experiment, lines: list[Line]) -> Figure | None:
     sets = list(experiment.scenes)
     for k, scenes in enumerate(sets):
         for row, name in enumerate(names):
-            values = regrets(lines, variant=name, scenes=scenes)
+            values = values_of(lines, measure, variant=name, scenes=scenes)
             if len(values):
                 point(axes, row + 0.2 * (k - (len(sets) - 1) / 2), values, f"C{k}", upright=False)
         axes.plot([], [], "o", color=f"C{k}", label=scenes)
     axes.set_yticks(range(len(names)), names)
     axes.invert_yaxis()
-    axes.set_xlabel("median regret (0: the true caption, 1: no words)")
+    axes.set_xlabel(f"median {MEASURED[measure]}")
     axes.axvline(0, color="0.7", lw=1)
     axes.legend(frameon=False)
     return figure
@@ -98,7 +103,7 @@ def sweeps_plot(lines: list[Line]) -> Figure | None:
         some = [line for line in lines if line["panel"] == panel]
         places = sorted({line["x"] for line in some})
         for k, x in enumerate(places):
-            values = regrets(some, x=x)
+            values = values_of(some, x=x)
             if len(values):
                 point(axes, k, values, "C0", upright=True)
         axes.set_xticks(range(len(places)), [f"{x:g}" for x in places])

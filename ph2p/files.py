@@ -1,14 +1,16 @@
 """Paths as a shell user writes them, text files of every encoding, files that are written whole, full disks."""
 
 import codecs
+import csv
 import errno
+import io
 import json
 import math
 import os
 import re
 import secrets
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,9 @@ MARKS = {  # UTF-32 first: its little-endian mark begins with that of UTF-16
     codecs.BOM_UTF16_LE: "utf-16",
     codecs.BOM_UTF16_BE: "utf-16",
 }
+
+
+FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", "\uff0b", "\uff0d", "\uff20")  # full-width ones too
 
 
 # --- names and paths ------------------------------------------------------------------------------
@@ -97,6 +102,23 @@ def _finite(node: Any) -> Any:
     if isinstance(node, list | tuple):
         return [_finite(value) for value in node]
     return None if isinstance(node, float) and not math.isfinite(node) else node
+
+
+def as_csv(rows: Iterable[Sequence[object]]) -> bytes:
+    """CSV in UTF-8; None is an empty cell, a whole number is written without a point.
+
+    A spreadsheet runs a cell that begins like a formula, and names and prompts come from others: such a text gets an
+    apostrophe in front (OWASP, "CSV injection"). Numbers stay numbers.
+    """
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows([_cell(value) for value in row] for row in rows)
+    return text.getvalue().encode("utf-8", "backslashreplace")
+
+
+def _cell(value: object) -> object:
+    if isinstance(value, float):
+        return int(value) if value.is_integer() else value
+    return f"'{value}" if isinstance(value, str) and value.startswith(FORMULA) else value
 
 
 def write_whole(path: Path, content: bytes) -> None:

@@ -1,7 +1,8 @@
 """One image batch from pictures to prompts: optimise, search, select, measure."""
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from hydra.utils import instantiate
@@ -10,9 +11,11 @@ from torch import Tensor
 from ph2p.config.budget import plan
 from ph2p.config.schema import Config
 from ph2p.data import Target, TargetError
+from ph2p.evaluation.backbones import Backbones
 from ph2p.evaluation.measurement import Measurement
 from ph2p.evaluation.result import InversionResult
 from ph2p.inversion.batch import Batch
+from ph2p.inversion.captioning import Captioner, caption_tokens, make_captioner
 from ph2p.inversion.draws import Draws
 from ph2p.inversion.history import CandidateHistory
 from ph2p.inversion.judge import Judge
@@ -23,7 +26,7 @@ from ph2p.inversion.objectives import Objective, make_objective
 from ph2p.inversion.projection import DelayedProjection
 from ph2p.inversion.prompts import present
 from ph2p.inversion.search import Search
-from ph2p.inversion.selection import Candidate, Pool, Rule, make_rule, shortlist, validate_candidates
+from ph2p.inversion.selection import Candidate, Pool, Rule, distinct, make_rule, shortlist, validate_candidates
 from ph2p.inversion.session import Session, stoppable
 from ph2p.inversion.starts import starting_tokens
 from ph2p.inversion.steps import InversionData
@@ -43,9 +46,10 @@ class Inverter:
     generator: Generator
     scorer: Scorer
     cfg: Config
+    backbones: Backbones | None = None  # that judge what was found; None: those that the configuration names
 
     def __post_init__(self) -> None:
-        self._objective(), self._rule()  # what does not fit is said now
+        self._objective(), self._rule(), self._measurement(), self._captioner()  # what does not fit is said now
         chosen_moves(self.cfg.method.search.moves if self.cfg.method.search else {})
 
     def __call__(
@@ -77,39 +81,41 @@ class Inverter:
 
     # --- optimisation --------------------------------------------------------------------------------------------
 
-    def optimise(self, batch: Batch, session: Session) -> tuple[Pool, Tensor, Tensor]:
+    def optimise(self, batch: Batch, session: Session) -> tuple[Pool, Tensor | None, Tensor]:
         """Run the method's optimiser: what it visited, its last prompts (B, M, D) and losses (B, epochs).
+
+        Without one, what the method starts from, no continuous prompts and no losses.
 
         Restarts are rows of their own (`key`, `key#1`, ...), R of them in a row for each image.
         """
         method, meter = self.cfg.method, Meter(self.generator.counter)
         vocabulary = self.generator.vocabulary.projecting(method.projection)
         keys = [f"{key}#{r}" if r else key for key in batch.keys for r in range(method.restarts)]
-        start = starting_tokens(vocabulary, self.scorer, method, self.cfg.seed, keys, batch.features)  # (B R, M)
+        captions = self._captions(batch)
+        start = starting_tokens(vocabulary, self.scorer, method, self.cfg.seed, keys, batch.features, captions)
+        epochs, first = plan(method).epochs, torch.arange(len(batch.ids)) * method.restarts  # of each image's rows
+        if not epochs:
+            return Pool.begun(start, len(batch.ids)), None, torch.zeros(len(batch.ids), 0)
         judge = self._judge(batch) if method.judge_draws else None
         objective = self._objective()
         module = PromptInversion(
             objective,
             vocabulary,
             start,
-            instantiate(method.optimizer, _partial_=True) if method.optimizer else None,
+            instantiate(method.optimizer, _partial_=True),
             method.straight_through,
             self.generator.microbatch,
             judge(start[:, None])[:, 0] if judge else None,
         )
-        epochs, history = plan(method).epochs, CandidateHistory(method.snap, judge is not None)
-        if epochs:
-            projection = DelayedProjection(method.snap, judge, method.projection_scales)
-            data = self._data(batch, objective, keys, start.shape[1])
-            session.fit(module, data, epochs, [projection, history, meter])
-        else:
-            history.record_start(module)
+        history = CandidateHistory(method.snap, judge is not None)
+        projection = DelayedProjection(method.snap, judge, method.projection_scales)
+        data = self._data(batch, objective, keys, start.shape[1])
+        session.fit(module, data, epochs, [projection, history, meter])
         judged = judge.samples if judge else []
         batch.trails = self._trails(history, len(batch.ids))
         batch.spend(meter.total() - Spent(sum(judged)))
         for row, samples in enumerate(judged):
             batch.spend(Spent(samples), row // method.restarts)
-        first = torch.arange(len(batch.ids)) * method.restarts  # of each image's rows
         prompts = module.prompt.detach()[first].to(self.generator.device)
         return history.pool(len(batch.ids), self.generator.device), prompts, history.curves(first)
 
@@ -122,6 +128,18 @@ class Inverter:
             trail.restarts = method.restarts
             found.append(trail)
         return found
+
+    def _captions(self, batch: Batch) -> list[list[int]]:
+        """The tokens of each row's caption, where the method starts from captions."""
+        if (captioner := self._captioner()) is None:
+            return []
+        vocabulary, room = self.generator.vocabulary, self.generator.max_prompt_length
+        found = captioner(batch.images, batch.features, self.cfg.method.restarts)
+        return [caption_tokens(vocabulary, caption, room) for row in found for caption in row]
+
+    def _captioner(self) -> Captioner | None:
+        name, generator = self.cfg.method.captioner, self.generator
+        return make_captioner(name, self.scorer, generator.vocabulary, generator.device) if name else None
 
     def _objective(self) -> Objective:
         return make_objective(self.cfg.method.objective, self.generator, self.scorer)
@@ -179,7 +197,7 @@ class Inverter:
         for row in range(len(batch.ids)):
             meter = Meter(self.generator.counter)
             try:
-                found[row] = rule(batch.features[row], self._validated(batch, row, pool, draws))
+                found[row] = rule(batch.features[row], self._candidates(batch, row, pool, draws))
             except TargetError as error:
                 failed[row] = error
             batch.spend(meter.total(), row)
@@ -189,14 +207,21 @@ class Inverter:
     def _rule(self) -> Rule:
         return make_rule(self.generator, self.scorer, self.cfg)
 
-    def _validated(self, batch: Batch, row: int, pool: Pool, draws: Draws) -> list[Candidate]:
-        """An image's shortlist with losses on the validation draws, best first; raises TargetError if there is none."""
-        one = slice(row, row + 1)
-        visited = pool.token_ids[row], pool.losses[row], pool.epochs[row].tolist()
-        some = shortlist(self.generator.vocabulary, *visited, self.cfg.method.selection.shortlist)
+    def _candidates(self, batch: Batch, row: int, pool: Pool, draws: Draws) -> list[Candidate]:
+        """An image's candidates for the rule: its shortlist with losses on the validation draws, best first, or all
+        that was visited where the rule needs no losses; raises TargetError if there is none."""
+        method, vocabulary, one = self.cfg.method, self.generator.vocabulary, slice(row, row + 1)
+        read = vocabulary.read_back if method.written else vocabulary.repair
+        entries = pool.token_ids[row], pool.losses[row], pool.epochs[row].tolist()
+        if method.selection.validates:
+            some = shortlist(vocabulary, *entries, method.selection.shortlist, read)
+        else:
+            some = [replace(c, loss=math.nan) for c in distinct(vocabulary, read, *entries).values()]  # on no draws
         if not some:
             raise TargetError(f"{batch.ids[row]}: no candidate reads back as its tokens: give another seed")
-        scored = validate_candidates(self.generator, batch.latents[one], some, draws[one], self.cfg.method.word_price)
+        if not method.selection.validates:
+            return some
+        scored = validate_candidates(self.generator, batch.latents[one], some, draws[one], method.word_price)
         if not scored:
             raise TargetError(
                 f"{batch.ids[row]}: its loss is not finite whatever the prompt: "
@@ -210,7 +235,7 @@ class Inverter:
         self,
         batch: Batch,
         candidates: dict[int, list[Candidate]],
-        prompts: Tensor,
+        prompts: Tensor | None,
         curves: Tensor,
         session: Session,
     ) -> dict[int, InversionResult]:
@@ -218,9 +243,11 @@ class Inverter:
         rows = list(candidates)
         if not rows:
             return {}
-        measurement = Measurement(self.generator, self.scorer, self.cfg)
         seconds = session.seconds() / len(batch.ids)
-        some = batch.only(rows), list(candidates.values()), prompts[rows], curves[rows]
-        results = measurement(*some, seconds)
+        some = batch.only(rows), list(candidates.values()), None if prompts is None else prompts[rows], curves[rows]
+        results = self._measurement()(*some, seconds)
         session.report("measuring", 1, 1)
         return dict(zip(rows, results, strict=True))
+
+    def _measurement(self) -> Measurement:
+        return Measurement(self.generator, self.scorer, self.cfg, self.backbones)

@@ -126,7 +126,9 @@ def test_a_rule_is_chosen_by_its_name(inverter_of):
     candidates = [Candidate((0,), "red square", 0, 0.5), Candidate((0,), "blue dog", 0, 0.5)]
     assert make_rule(inverter.generator, inverter.scorer, inverter.cfg)(torch.ones(8), candidates) == candidates
     assert not calls
-    with pytest.raises(UserError, match=r"^method\.selection\.rule=best: choose one of renderings, loss$"):
+    with pytest.raises(
+        UserError, match=r"^method\.selection\.rule=best: choose one of renderings, loss, clip_text, released$"
+    ):
         inverter_of("method.selection.rule=best")
 
 
@@ -317,6 +319,10 @@ def test_what_a_reader_should_know_is_a_warning_everywhere(result, changes, warn
 )
 def test_what_is_only_middling_is_no_warning(result, changes):
     assert replace(result, **changes).warnings == []
+
+
+def test_a_sentence_with_several_articles_does_not_repeat_itself(result):
+    assert not replace(result, prompt="a dog and a cat below a moon").warnings
 
 
 def test_words_of_other_scripts_are_words(result):

@@ -24,17 +24,19 @@ import digest
 import evidence
 import probes
 from design import SIZES, experiments
-from plots import steps
+from material import loaded, targets_of
+from plots import MEASURED, steps
 from watch import Watch
 
 
 @pytest.mark.parametrize("experiment", experiments("small"), ids=lambda experiment: experiment.name)
-def test_a_design_is_sound(experiment):
+def test_a_design_is_sound(experiment, tmp_path):
     labels = [variant.label for variant in experiment.variants]
     assert experiment.reference in labels and len(labels) == len(set(labels))
     assert set(experiment.columns) <= METRICS.keys() | {"regret_own"}
+    assert (experiment.measure or "regret") in MEASURED
     for arguments in experiment.scenes.values():
-        assert len(WorldTargets(**arguments, count=3)) == 3
+        assert len(targets_of(arguments | {"count": 3}, tmp_path)) == 3
         assert (arguments.get("split") == "val") == (experiment.name == "tuning")  # nothing is tuned on test scenes
     cells = [cell for cell in experiment.cells() if cell.seed == 0 and cell.scenes == next(iter(experiment.scenes))]
     assert len(cells) == len(labels)
@@ -49,7 +51,7 @@ def test_the_main_table_has_every_method():
     methods = {load_config(variant.words).method.name for variant in main.variants}
     assert methods == {path.stem for path in (config_dir() / "method").glob("*.yaml")}
     counts = {size: sum(cell.world["count"] for cell in experiments(size, "main")[0].cells()) for size in SIZES}
-    assert counts == {"smoke": 13, "small": 13 * 2 * (32 + 16), "full": 13 * 2 * 3 * 64}
+    assert counts == {"smoke": 14, "small": 14 * 2 * (32 + 16), "full": 14 * 2 * 3 * 64}
     with pytest.raises(UserError, match=r"^experiment=none: choose one of main, timesteps, "):
         experiments("small", "none")
 
@@ -62,7 +64,7 @@ def test_the_smallest_size_runs_and_continues(tmp_path):
     text = (folder / "evidence.md").read_text(encoding="utf-8")
     for experiment in experiments("smoke"):
         assert experiment.title in text and f"EXPERIMENT={experiment.name}\n" in text
-    assert "Not run" not in text and text.count("| ph2p_plus |") == 1
+    assert "Not run" not in text and text.count("| ph2p_plus |") == 2
     plots = sorted((folder / "evidence").glob("*.svg"))
     assert {"main", "main-curves", "timesteps-probes", "projection-trace", "length-sweeps"} <= {p.stem for p in plots}
     for plot in plots:
@@ -174,3 +176,39 @@ def test_one_attribute_of_a_caption_is_swapped():
         ((before, after),) = changed
         assert before in targets[0].words[k] and after not in targets[0].words[k]
         assert any(after in other.words[k] for other in targets[1:])
+
+
+def test_samples_to_a_regret_count_the_scenes_that_never_get_there():
+    def line(scene, value, seed=0, curve=((10, 1.0),)):
+        record = {"samples_to_tenth": value, "regret_curve": list(curve)}
+        return {"image_id": scene, "variant": "ph2p", "seed": seed, "record": record}
+
+    some = [line("a", 100.0), line("a", 300.0, seed=1), line("b", 1000.0), line("c", 4000.0), line("d", None)]
+    assert digest.reached(some, "ph2p", "samples_to_tenth") == "2,500, 75% of scenes"  # of 200, 1000, 4000, never
+    never = [*some, line("e", None), line("f", None), line("g", None)]
+    assert digest.reached(never, "ph2p", "samples_to_tenth") == "\u2013, 43% of scenes"
+    unknown = [*some, line("h", None, curve=())]  # nobody has followed it
+    assert digest.reached(unknown, "ph2p", "samples_to_tenth") == digest.reached(some, "ph2p", "samples_to_tenth")
+    assert digest.reached(some, "pez", "samples_to_tenth") == "\u2013"
+
+
+def test_a_measure_that_is_better_when_higher_is_told_so(made):
+    (coco,) = experiments("small", "coco")
+    for line in made:
+        line["record"]["gap_closed"] = None if line["record"]["regret"] is None else 1 - line["record"]["regret"]
+    assert digest.answer(coco, made).startswith("The highest median gap closed has ph2p, ")
+    assert digest.answer(coco, made).endswith("Intervals apart, worse than ph2p: sgd.")
+    ours, theirs = digest.paired(made, "sgd", "ph2p", "gap_closed"), digest.paired(made, "sgd", "ph2p")
+    assert ours == pytest.approx(-theirs)
+    assert "gap closed above ph2p" in digest.table(coco, made)[0]
+
+
+def test_pictures_in_cocos_layout_are_written_once(tmp_path):
+    scenes = {"layout": "coco", "seed": 3, "count": 2}
+    first = loaded(targets_of(scenes, tmp_path, (64, 64)))
+    (root,) = tmp_path.iterdir()
+    stamps = {path: path.stat().st_mtime_ns for path in root.rglob("*.jpg")}
+    again = loaded(targets_of(scenes, tmp_path, (64, 64)))
+    assert [t.key for t in again] == [t.key for t in first] and len(stamps) == 2
+    assert {path: path.stat().st_mtime_ns for path in root.rglob("*.jpg")} == stamps
+    assert all(t.references and t.caption is None for t in first)

@@ -207,3 +207,58 @@ def test_the_distance_is_a_key_with_two_values():
     assert load_config(["method=pez"]).method.projection == "cosine"
     with pytest.raises(UserError, match=r"^method\.projection=dot: choose one of euclid, cosine$"):
         load_config(["method=pez", "method.projection=dot"])
+
+
+# --- their choices ------------------------------------------------------------------------------------------------
+
+
+def chosen(inverter, targets):
+    """Each image's candidates by the rule, the winner first; what was visited; and the samples that the choice took."""
+    batch = Batch(targets, inverter.generator, inverter.scorer)
+    pool, _, _ = inverter.optimise(batch, Session())
+    before = inverter.generator.counter.read()
+    found, failed = inverter.select(batch, pool, Session())
+    after = inverter.generator.counter.read()
+    assert not failed and after.backward == before.backward
+    return batch, pool, found, after.forward - before.forward
+
+
+def texts_of(vocabulary, rows: Tensor) -> list[str]:
+    """The distinct texts of prompts (K, M) that read back, in their order."""
+    known = [vocabulary.repair(ids) for ids in rows.tolist()]
+    return list(dict.fromkeys(vocabulary.decode(ids) for ids in known if ids))
+
+
+def test_pez_keeps_the_prompt_of_all_steps_that_clip_likes_best(inverter_of, targets):
+    inverter = inverter_of("method=pez", "method.selection.rule=clip_text", "method.budget=360")
+    batch, pool, found, spent = chosen(inverter, targets)
+    assert spent == 0
+    for row in range(len(targets)):
+        texts = texts_of(inverter.generator.vocabulary, pool.token_ids[row])
+        likeness = {text: float(inverter.scorer.text_features([text])[0] @ batch.features[row]) for text in texts}
+        assert [c.text for c in found[row]] == sorted(likeness, key=lambda text: -likeness[text])[:6]
+        assert len(texts) > 3
+    steps = pool.token_ids.shape[1] - 1
+    assert steps == 360 // (2 * inverter.cfg.method.draws)  # all of the budget is the optimiser's
+
+
+def test_the_released_code_keeps_the_most_similar_of_one_rendering_each(inverter_of, targets):
+    words = ("method=ph2p_released", "method.selection.rule=released", "method.selection.steps=2", "method.budget=104")
+    inverter = inverter_of(*words, "method.selection.shortlist=5", "generator.guidance_scale=2")
+    generator = inverter.generator
+    batch, pool, found, spent = chosen(inverter, targets)
+    assert spent == sum(2 * 2 * len(row) for row in found.values())
+    assert pool.token_ids.shape[1] - 1 == (104 - 5 * 2 * 2) // 2  # the renderings are paid for by the same budget
+    for row in range(len(targets)):
+        texts = texts_of(generator.vocabulary, pool.token_ids[row])
+        stride = -(-len(texts) // 5)
+        some = [text for k, text in enumerate(texts) if (len(texts) - 1 - k) % stride == 0]
+        assert some[-1] == texts[-1] and 2 < len(some) <= 5
+        painted = [
+            generator.sample([text], [inverter.cfg.seed + 2000 + k], 2, guidance_scale=7.5)
+            for k, text in enumerate(some)
+        ]
+        likeness = [float(inverter.scorer.image_features(p)[0] @ batch.features[row]) for p in painted]
+        ranking = [some[k] for k in sorted(range(len(some)), key=lambda k: -likeness[k])]
+        assert [c.text for c in found[row]] == ranking
+        assert [c.clip_similarity for c in found[row]] == pytest.approx(sorted(likeness, reverse=True), abs=1e-4)

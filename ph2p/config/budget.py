@@ -19,9 +19,10 @@ def plan(method: schema.MethodConfig) -> Plan:
     """Divide a method's budget between optimisation, search and selection.
 
     The selection costs shortlist x draws forward samples, and finalists x steps x 2 for the renderings of the rule
-    "renderings" (twice for the guidance); an evaluation of the objective N forward and N backward samples a restart,
-    judging the start or one of an epoch's projections `judge_draws` forward samples a restart. A CLIP evaluation is
-    charged like one of the denoiser, so that methods of the same budget take the same number of steps.
+    "renderings" (twice for the guidance); the rule "released" costs shortlist x steps x 2 alone, "clip_text" nothing.
+    An evaluation of the objective costs N forward and N backward samples a restart, judging the start or one of an
+    epoch's projections `judge_draws` forward samples a restart. A CLIP evaluation is charged like one of the
+    denoiser, so that methods of the same budget take the same number of steps.
     Raises UserError when the budget does not pay for one epoch, or for the selection where nothing is optimised.
     """
     choice, search = method.selection, method.search
@@ -29,8 +30,8 @@ def plan(method: schema.MethodConfig) -> Plan:
     if method.optimizer is not None:
         evaluations = method.steps * method.optimizer.get("max_eval", 1)
         epoch_cost = 2 * method.draws * method.restarts * evaluations + judged * len(method.projection_scales)
-    selection = (choice.shortlist + (method.word_price > 0)) * choice.draws + judged
-    selection += 2 * choice.finalists * choice.steps if choice.rule == "renderings" else 0
+    selection = judged + ((choice.shortlist + (method.word_price > 0)) * choice.draws if choice.validates else 0)
+    selection += 2 * choice.steps * {"renderings": choice.finalists, "released": choice.shortlist}.get(choice.rule, 0)
     rest, enough, rounds = method.budget - selection, selection + epoch_cost, 0
     if search:
         start = race_cost(search, search.starts) + sum(draws for _, draws in search.race)

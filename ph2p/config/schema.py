@@ -11,6 +11,7 @@ from typing import Any
 from ph2p.config import checks
 from ph2p.errors import UserError
 
+STARTS = ("random", "retrieval", "caption")  # what `method.init` may be beside a text
 MOVES = {"delete": 8, "insert": 8, "borrow": 4, "exchange": 2, "shift": 2, "double": 2, "random": 2, "swap": 64}
 
 
@@ -43,7 +44,9 @@ class SearchConfig:
 class SelectionConfig:
     """How the winner is chosen among the candidates that were visited."""
 
-    rule: str = "renderings"  # the winner has the rendering most like the picture; loss: the lowest loss
+    rule: str = (
+        "renderings"  # the most similar rendering wins; or loss, clip_text (PEZ), released: inversion/selection.py
+    )
     shortlist: int = 12  # distinct candidates that are scored, those with the lowest loss so far
     draws: int = 16  # N of the validation draws
     finalists: int = 3  # at most; best of the shortlist that are rendered and ranked by CLIP image similarity
@@ -54,6 +57,11 @@ class SelectionConfig:
         checks.require_finite("method.selection.margin", self.margin)
         checks.require_whole(self, "method.selection.", ("shortlist", "draws", "finalists", "steps"))
 
+    @property
+    def validates(self) -> bool:
+        """Whether a shortlist is scored on draws; the rules of others' code choose among all prompts visited."""
+        return self.rule not in ("clip_text", "released")
+
 
 @dataclass
 class MethodConfig:
@@ -62,7 +70,8 @@ class MethodConfig:
     name: str  # as results and the default folder are labelled
     budget: int  # denoiser samples an image, forward plus backward, everything but the final evaluation
     prompt_length: int = 12  # M, in [1, context length - 2]; more than words to find; a text has its own, unless padded
-    init: str = "random"  # random: allowed tokens; retrieval: words that CLIP finds; otherwise the words to start from
+    init: str = "random"  # random: allowed tokens; retrieval: words that CLIP finds; caption; otherwise the words
+    captioner: str | None = None  # of init=caption: folder or hub id of an image-to-text model; world: of drawn scenes
     pad_init: bool = False  # of the words of `init` take those that are one token, and random ones up to prompt_length
     objective: str = "denoising"  # or clip: one minus the CLIP similarity of prompt and picture
     timesteps: list[int] = field(default_factory=lambda: [500, 1000])  # t in [t_min, t_max)
@@ -86,7 +95,10 @@ class MethodConfig:
         checks.require_window("method.timesteps", self.timesteps)
         checks.require(0 <= self.word_price < 1, "method.word_price", self.word_price, "give a number in [0, 1)")
         rows = self.microbatch
-        text = self.init not in ("random", "retrieval")
+        checks.expand_paths(self, "captioner")
+        wanted = "give it with method.init=caption, and only there: a folder, a hub id, or world"
+        checks.require((self.init == "caption") == bool(self.captioner), "method.captioner", self.captioner, wanted)
+        text = self.init not in STARTS
         checks.require(text or not self.pad_init, "method.pad_init", self.pad_init, "it needs words in method.init")
         checks.require_choice("method.projection", self.projection, ("euclid", "cosine"))
         fits = rows == "auto" or checks.is_whole(rows, 1)
@@ -94,7 +106,7 @@ class MethodConfig:
         evaluations = (self.optimizer or {}).get("max_eval", 1)
         wanted = "give a whole number of at least 1"
         checks.require(checks.is_whole(evaluations, 1), "method.optimizer.max_eval", evaluations, wanted)
-        if self.search and self.init in ("random", "retrieval"):
+        if self.search and self.init in STARTS:
             most, wanted = (
                 self.search.max_length,
                 f"give at least method.prompt_length={self.prompt_length}, or a shorter one",
@@ -102,6 +114,11 @@ class MethodConfig:
             checks.require(most >= self.prompt_length, "method.search.max_length", most, wanted)
         self._check_smoothing()
         self._check_projection()
+
+    @property
+    def written(self) -> bool:
+        """Whether prompts are captions that nothing changes: they may hold any word."""
+        return self.init == "caption" and self.optimizer is None and self.search is None
 
     def _check_smoothing(self) -> None:
         smoothed = self.optimizer is not None and self.objective == "denoising"
@@ -221,8 +238,12 @@ class EvaluationConfig:
     draws: int = 64  # N
     timesteps: list[int] = field(default_factory=lambda: [500, 1000])  # t in [t_min, t_max), the same for all methods
     renders: int = 3  # renderings of the found prompt, and of the true caption where there is one
+    language_model: str | None = None  # of perplexity: folder or hub id of a causal model; world: the drawn scenes' own
+    dinov2: str | None = None  # folder or hub id: likeness of target and renderings by DINOv2
+    lpips: str | None = None  # a .safetensors file: their distance by LPIPS; needs the extra `metrics`
 
     def __post_init__(self) -> None:
+        checks.expand_paths(self, "language_model", "dinov2", "lpips")
         checks.require_whole(self, "evaluation.", ("draws", "renders"))
         checks.require_window("evaluation.timesteps", self.timesteps)
 
@@ -244,6 +265,7 @@ class Config:
     seed: int = 0  # of all draws and starting tokens, in [0, 2**62)
     output: str = "outputs"  # the folder of all runs
     resume: str = "auto"  # auto: refuse a folder whose configuration differs; force: continue all the same
+    sidecars: bool = False  # true: a text file with its prompt for each picture, captions/sub/name.txt for sub/name.png
     ckpt_path: str | None = None  # a checkpoint from which the batch in it goes on, such as one of another folder
 
     def __post_init__(self) -> None:

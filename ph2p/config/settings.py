@@ -12,7 +12,7 @@ from ph2p.config.words import flatten
 from ph2p.errors import UserError
 
 FREE_KEYS = (
-    *("name", "output", "resume", "ckpt_path", "logger"),  # where results and curves go
+    *("name", "output", "resume", "ckpt_path", "logger", "sidecars"),  # where results and curves go
     *("data.name", "generator.name", "scorer.name"),  # labels; the paths say what is loaded
     *("batch_size", "shard", "data.count"),  # which images, in which company: rows are separate problems
     # Where models are kept, where they compute and with how much memory: the same up to rounding. What changes the

@@ -1,7 +1,9 @@
 """Scenes of the embedded world, with their ground truth."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
+import numpy as np
 from PIL import Image
 
 from ph2p.data.images import convert
@@ -9,7 +11,7 @@ from ph2p.data.targets import Target, Targets
 from ph2p.errors import UserError
 from ph2p.files import printable
 from ph2p.world import scenes as world
-from ph2p.world.captions import attribute_words, canonical_caption
+from ph2p.world.captions import attribute_words, canonical_caption, random_caption
 from ph2p.world.drawing import render
 
 
@@ -43,3 +45,9 @@ class WorldTargets(Targets):
             canonical_caption(scene),
             attribute_words(scene),
         )
+
+
+def training_captions(count: int) -> Iterator[str]:
+    """Captions of `count` scenes of the training split, as people might write them: the world's language."""
+    for index in range(count):
+        yield random_caption(world.scene("train", index), np.random.default_rng([index]))

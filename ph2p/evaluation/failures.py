@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from ph2p.evaluation.metrics import Measured, gap_closed
-from ph2p.evaluation.wording import whole_words, words_of
+from ph2p.evaluation.wording import FILLERS, whole_words, words_of
 
 REPEATED = 3  # times one word in a prompt
 JUNK = 0.5  # part of a prompt's pieces that are no words
@@ -62,7 +62,7 @@ def _junk(result: Measured) -> str | None:
 
 
 def _repeated(result: Measured) -> str | None:
-    times = Counter(words_of(result.prompt))
+    times = Counter(word for word in words_of(result.prompt) if word not in FILLERS)  # a sentence has several articles
     repeated = [f"“{word}” {count} times" for word, count in times.items() if count >= REPEATED]
     return f"repeats itself: {', '.join(repeated)}" if repeated else None
 

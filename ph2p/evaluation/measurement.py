@@ -5,11 +5,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cosine_similarity, normalize
+from torch.nn.functional import cosine_similarity
 
 from ph2p.config.schema import Config
+from ph2p.evaluation.backbones import Backbones, make_backbones
+from ph2p.evaluation.likeness import bertscore, diversity_of, nearest_similarity
 from ph2p.evaluation.result import InversionResult
 from ph2p.evaluation.texts import readable, text_losses
+from ph2p.evaluation.wording import reads_back
 from ph2p.inversion.batch import Batch
 from ph2p.inversion.draws import Draws
 from ph2p.inversion.objectives import DenoisingObjective
@@ -19,24 +22,23 @@ from ph2p.models.microbatch import peak_memory
 from ph2p.models.painting import guidance_options, paint
 from ph2p.models.scorer import Scorer
 
-
-def diversity_of(features: Tensor) -> float | None:
-    """One minus the mean cosine similarity of each two of R renderings' features (R, E); None of one alone."""
-    count = len(features)
-    if count < 2:
-        return None
-    unit = normalize(features.double(), dim=-1)
-    similarity = unit @ unit.T  # (R, R)
-    return 1 - float(similarity.sum() - similarity.trace()) / (count * (count - 1))
+JUDGES = ("language_model", "dinov2", "lpips")  # keys of the models that are asked for beside the scorer
 
 
 @dataclass
 class Measurement:
-    """Measures the winners of image batches, all by the same draws and seeds."""
+    """Measures the winners of image batches, all by the same draws and seeds.
+
+    `backbones` judge texts and renderings; None: those that the configuration names.
+    """
 
     generator: Generator
     scorer: Scorer
     cfg: Config
+    backbones: Backbones | None = None
+
+    def __post_init__(self) -> None:
+        self.judges = self.backbones or make_backbones(self.cfg.evaluation, self.scorer, self.generator.device)
 
     def __call__(
         self,
@@ -59,6 +61,7 @@ class Measurement:
             result.trail = batch.trails[row]
         self._compare_with_captions(batch, results, draws)
         self._compare_with_references(batch, results, draws)
+        self._judge(batch, results)
         if prompts is not None:
             self._measure_soft_prompts(batch, results, prompts, draws)
         return results
@@ -73,6 +76,7 @@ class Measurement:
             "steps": cfg.generator.steps,
             **guidance,
             "scorer": cfg.scorer.path,
+            **{key: path for key in JUDGES if (path := getattr(cfg.evaluation, key))},
         }
 
     def _winners(
@@ -171,9 +175,30 @@ class Measurement:
             before = self.generator.counter.forward
             losses = text_losses(self.generator, batch.latents[rows], texts, draws[rows])
             result.evaluation_samples += self.generator.counter.forward - before
-            prompt, *others = self.scorer.text_features([result.prompt, *target.references])
+            features = self.judges.sentences([result.prompt, *target.references])
             result.references, result.loss_reference = list(target.references), min(losses, default=None)
-            result.reference_similarity = float(cosine_similarity(prompt, torch.stack(others), dim=-1).max())
+            result.reference_similarity = nearest_similarity(features[0], features[1:])
+
+    def _judge(self, batch: Batch, results: list[InversionResult]) -> None:
+        """Fill in what the backbones say of prompts and renderings; none of it costs a sample of the denoiser."""
+        vocabulary, judges = self.generator.vocabulary, self.judges
+        for target, result in zip(batch.targets, results, strict=True):
+            result.reads_back = reads_back(result.token_ids, vocabulary.decode, vocabulary.encode)
+            if target.caption:
+                prompt, caption = judges.sentences([result.prompt, target.caption])
+                result.caption_similarity = nearest_similarity(prompt, caption[None])
+            if known := [*filter(None, [target.caption]), *target.references]:
+                tokens = judges.tokens(result.prompt)
+                result.bertscore = max(bertscore(tokens, judges.tokens(text))[2] for text in known)
+            if judges.perplexity:
+                result.perplexity = judges.perplexity(result.prompt)
+            assert result.renderings is not None
+            picture, painted = target.image[None], result.renderings  # (1, 3, H, W), (R, 3, H, W)
+            if judges.pictures:
+                similarity = cosine_similarity(judges.pictures(painted), judges.pictures(picture), dim=-1)  # (R,)
+                result.dino_similarity = float(similarity.mean())
+            if judges.distance:
+                result.lpips = float(judges.distance(painted, picture.expand_as(painted)).mean())
 
     @torch.no_grad()
     def _measure_soft_prompts(

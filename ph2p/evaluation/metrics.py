@@ -30,6 +30,12 @@ class Measured(Protocol):
     clip_similarity_caption: float | None
     clip_text: float | None
     diversity: float | None
+    caption_similarity: float | None
+    bertscore: float | None
+    perplexity: float | None
+    reads_back: float | None
+    dino_similarity: float | None
+    lpips: float | None
     regret_curve: list[tuple[int, float]]
     forward_samples: int
     backward_samples: int
@@ -175,6 +181,14 @@ TABLE = (
            ("card",)),
     Metric("diversity", "diversity", "1 − cosine", "", _known("diversity"), decimal,  # noqa: RUF001
            "One minus the mean CLIP similarity of each two renderings: how much the prompt leaves open.", ("card",)),
+    Metric("dino_similarity", "DINOv2", "cosine", "higher", _known("dino_similarity"), decimal,
+           "Cosine between the DINOv2 features of the target and of the renderings, mean over renderings.", ("card",)),
+    Metric("lpips", "LPIPS", "distance", "lower", _known("lpips"), decimal,
+           "Perceptual distance of the target to the renderings, mean over renderings.", ("card",)),
+    Metric("caption_similarity", "likeness to the caption", "cosine", "higher", _known("caption_similarity"), decimal,
+           "Cosine between the text features of the prompt and of the true caption.", ("card",)),
+    Metric("bertscore", "BERTScore", "F measure", "higher", _known("bertscore"), decimal,
+           "Tokens of prompt and nearest caption, each matched with the most similar one of the other.", ("card",)),
     Metric("reference_similarity", "CLIP text", "cosine", "higher", _known("reference_similarity"), decimal,
            "Cosine between the CLIP text features of the prompt and of the nearest thing that people wrote.",
            ("card", "column", "total")),
@@ -188,6 +202,11 @@ TABLE = (
            "Words of the prompt.", ("card",)),
     Metric("whole_words", "whole words", "", "higher", lambda r: whole_words(r.prompt), percent,
            "Part of the prompt’s words that look like those of a dictionary.", ("card",)),  # noqa: RUF001
+    Metric("reads_back", "tokens that read back", "", "higher", _known("reads_back"), percent,
+           "Part of the prompt’s tokens that somebody who types their text gets again.", ()),  # noqa: RUF001
+    Metric("perplexity", "perplexity", "", "lower", _known("perplexity"), count,
+           "How surprised a language model is by the prompt’s words: 1 for what it knows by heart.",  # noqa: RUF001
+           ("card",), "median"),
     Metric("repeats", "repeats", "", "lower", lambda r: repeats(r.prompt), percent,
            "Part of the prompt’s words that it has said before.", ()),  # noqa: RUF001
     Metric("fillers", "fillers", "", "lower", lambda r: fillers(r.prompt), percent,

@@ -46,6 +46,12 @@ class InversionResult:
     references: list[str] = field(default_factory=list)  # what people wrote about the picture
     loss_reference: float | None = None  # the lowest of the references' losses
     reference_similarity: float | None = None  # CLIP text features, prompt and nearest reference, in [-1, 1]
+    caption_similarity: float | None = None  # text features of prompt and true caption, in [-1, 1]
+    bertscore: float | None = None  # F1 of token features, prompt and the nearest of true caption and references
+    perplexity: float | None = None  # of the prompt, by the language model that was asked for
+    reads_back: float | None = None  # part of the tokens whose own text is read as just this token
+    dino_similarity: float | None = None  # target and renderings by DINOv2, mean over the renderings, in [-1, 1]
+    lpips: float | None = None  # distance of target and renderings, mean over the renderings
     notes: list[str] = field(default_factory=list)  # what was cut, or could not be measured
     loss_soft: float | None = None  # of the continuous prompt, for methods that end with one
     loss_curve: list[float] = field(default_factory=list)  # an entry an epoch, on its own draws

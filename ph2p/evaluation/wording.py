@@ -2,7 +2,9 @@
 
 import math
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
+
+from ph2p.errors import UserError
 
 WORD = re.compile(r"[^\W\d_]+")
 # Words that only join others: they are neither right nor wrong about a picture.
@@ -76,3 +78,22 @@ def fillers(prompt: str) -> float:
     """Part of the prompt's words that only join others; nan for none."""
     said = words_of(prompt)
     return sum(word in FILLERS for word in said) / len(said) if said else math.nan
+
+
+def reads_back(
+    token_ids: Sequence[int], decode: Callable[[Sequence[int]], str], encode: Callable[[str], Sequence[int]]
+) -> float:
+    """Part of a prompt's tokens whose own text is read as just this token; nan for none.
+
+    A piece of a word, or a word that is written otherwise, is another token to whoever types it.
+    """
+    return (
+        sum(_is_read(token, decode([token]), encode) for token in token_ids) / len(token_ids) if token_ids else math.nan
+    )
+
+
+def _is_read(token: int, text: str, encode: Callable[[str], Sequence[int]]) -> bool:
+    try:
+        return list(encode(text)) == [token]
+    except UserError:  # no text at all, or letters that the vocabulary lacks
+        return False

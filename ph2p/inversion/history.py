@@ -35,11 +35,7 @@ class CandidateHistory(L.Callback):
 
     def on_train_start(self, trainer: L.Trainer, module: PromptInversion) -> None:
         if not self.token_ids:  # otherwise the fit goes on from a checkpoint
-            self.record_start(module)
-
-    def record_start(self, module: PromptInversion) -> None:
-        """Note the tokens that the rows start from; all that there is to note where nothing is optimised."""
-        self._note(module.token_ids, module.token_losses)
+            self._note(module.token_ids, module.token_losses)
 
     def on_train_batch_end(
         self, trainer: L.Trainer, module: PromptInversion, outputs: Any, batch: Any, batch_index: int

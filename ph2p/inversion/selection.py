@@ -41,6 +41,13 @@ class Pool:
     losses: Tensor
     epochs: Tensor
 
+    @classmethod
+    def begun(cls, start: Tensor, images: int) -> "Pool":
+        """Of what a method starts from and leaves as it is: padded prompts (B R, L), R for each of the B images."""
+        token_ids = start.view(images, -1, start.shape[1])
+        losses = torch.full(token_ids.shape[:2], torch.inf, device=start.device)
+        return cls(token_ids, losses, torch.zeros_like(losses, dtype=torch.long))
+
     def best(self, count: int) -> "Pool":
         """The `count` entries with the lowest losses of every image; its newest entry is always among them."""
         key = finite_or_infinite(self.losses)
@@ -68,22 +75,42 @@ class Pool:
         return Pool(token_ids, self.losses.gather(1, index), self.epochs.gather(1, index))
 
 
+Read = Callable[[Tensor], list[int] | None]  # a prompt's tokens (M,) as the tokeniser reads their text; None: none
+
+
+def distinct(
+    vocabulary: Vocabulary, read: Read, token_ids: Tensor, losses: Tensor, epochs: Sequence[int]
+) -> dict[tuple[int, ...], Candidate]:
+    """The distinct candidates by their tokens, in the order given, as `read` reads them; of equal ones the first.
+
+    `token_ids` (K, L) padded, `losses` (K,).
+    """
+    found: dict[tuple[int, ...], Candidate] = {}
+    for tokens, loss, epoch in zip(token_ids, losses.tolist(), epochs, strict=True):
+        ids = read(present(tokens))
+        if ids is not None and tuple(ids) not in found:
+            found[tuple(ids)] = Candidate(tuple(ids), vocabulary.decode(ids), epoch, loss)
+    return found
+
+
 def shortlist(
-    vocabulary: Vocabulary, token_ids: Tensor, losses: Tensor, epochs: Sequence[int], size: int
+    vocabulary: Vocabulary,
+    token_ids: Tensor,
+    losses: Tensor,
+    epochs: Sequence[int],
+    size: int,
+    read: Read | None = None,
 ) -> list[Candidate]:
     """Keep the `size` distinct candidates with the lowest losses whose text tokenises back to their tokens.
 
     `token_ids` (K, L) padded, `losses` (K,); of equal prompts the lowest loss counts. The last candidate, where the
     optimisation ended, is always kept. Tokens that read otherwise are replaced by what their text means to
-    the tokeniser, or dropped where that is no allowed prompt.
+    the tokeniser, or dropped where that is no allowed prompt; `read` may be another rule than this.
     """
-    found: dict[tuple[int, ...], Candidate] = {}
-    order = torch.argsort(finite_or_infinite(losses), stable=True).tolist()
-    for k in order:
-        ids = vocabulary.repair(present(token_ids[k]))
-        if ids is not None and tuple(ids) not in found:
-            found[tuple(ids)] = Candidate(tuple(ids), vocabulary.decode(ids), epochs[k], float(losses[k]))
-    last = found.pop(tuple(vocabulary.repair(present(token_ids[-1])) or ()), None)
+    read = read or vocabulary.repair
+    order = torch.argsort(finite_or_infinite(losses), stable=True)
+    found = distinct(vocabulary, read, token_ids[order], losses[order], [epochs[k] for k in order.tolist()])
+    last = found.pop(tuple(read(present(token_ids[-1])) or ()), None)
     best = list(found.values())
     return [*best[: size - 1], last] if last else best[:size]
 
@@ -104,8 +131,9 @@ def validate_candidates(
     return sorted(scored, key=lambda c: c.loss + price * len(c.token_ids))
 
 
-# Ranks an image's candidates, given as the lowest validation loss first: the winner first. `features` (E,) are the
-# picture's. A new rule is a class or function here or in a file of its own, and a line in `RULES`.
+# Ranks an image's candidates, given as the lowest validation loss first, or, to a rule that needs no validation
+# (`SelectionConfig.validates`), as they were visited: the winner first. `features` (E,) are the picture's. A new rule
+# is a class or function here or in a file of its own, and a line in `RULES`.
 Rule = Callable[[Tensor, list[Candidate]], list[Candidate]]
 
 
@@ -129,9 +157,52 @@ class BestRendering:
         texts = [candidate.text for candidate in some]
         renderings = paint(self.generator, texts, [self.seed] * len(texts), self.steps, self.guidance)
         similarity = cosine_similarity(self.scorer.image_features(renderings), features, dim=-1).tolist()
-        ranked = [replace(c, clip_similarity=value) for c, value in zip(some, similarity, strict=True)]
-        ranked.sort(key=lambda c: (math.isnan(c.clip_similarity or 0), -(c.clip_similarity or 0)))
-        return ranked + candidates[len(some) :]
+        return _ranked(some, similarity) + candidates[len(some) :]
+
+
+class BestText:
+    """PEZ's choice (arXiv 2302.03668, commit f22a1be): of all prompts visited the one most like the picture by CLIP.
+
+    It takes no sample of the denoiser, and says little about what the model makes of the prompt.
+    """
+
+    def __init__(self, generator: Generator, scorer: Scorer, cfg: Config) -> None:
+        self.scorer, self.count = scorer, cfg.method.selection.shortlist
+
+    def __call__(self, features: Tensor, candidates: list[Candidate]) -> list[Candidate]:
+        """The best candidates, as many as the shortlist holds."""
+        similarity = (self.scorer.text_features([c.text for c in candidates]) @ features).tolist()
+        order = sorted(range(len(candidates)), key=lambda k: (math.isnan(similarity[k]), -similarity[k]))
+        return [candidates[k] for k in order[: self.count]]
+
+
+class ReleasedChoice:
+    """The choice of PH2P's released code (commit 7b05889): each prompt is rendered once, the best CLIP similarity wins.
+
+    Guidance is 7.5 whatever the model's own, and each rendering has a seed of its own, where that code has none. It
+    renders the last prompt of each of its 500 steps, in 50 denoising steps; here those are as many visited prompts as
+    the shortlist holds, evenly apart and the last among them, in `method.selection.steps`.
+    """
+
+    guidance = 7.5
+
+    def __init__(self, generator: Generator, scorer: Scorer, cfg: Config) -> None:
+        self.generator, self.scorer, self.count = generator, scorer, cfg.method.selection.shortlist
+        self.steps = cfg.generator.steps_at_most(cfg.method.selection.steps)
+        self.seed = cfg.seed + 2000  # not one of the evaluation's
+
+    def __call__(self, features: Tensor, candidates: list[Candidate]) -> list[Candidate]:
+        some = candidates[::-1][:: math.ceil(len(candidates) / self.count)][::-1]
+        seeds = [self.seed + k for k in range(len(some))]
+        options = {"guidance_scale": self.guidance, "guidance_rescale": 0.0}
+        renderings = paint(self.generator, [c.text for c in some], seeds, self.steps, options)
+        return _ranked(some, cosine_similarity(self.scorer.image_features(renderings), features, dim=-1).tolist())
+
+
+def _ranked(candidates: Sequence[Candidate], similarity: Sequence[float]) -> list[Candidate]:
+    """The candidates with their renderings' CLIP similarities, the highest first; what is no number comes last."""
+    ranked = [replace(c, clip_similarity=value) for c, value in zip(candidates, similarity, strict=True)]
+    return sorted(ranked, key=lambda c: (math.isnan(c.clip_similarity or 0), -(c.clip_similarity or 0)))
 
 
 def lowest_loss(features: Tensor, candidates: list[Candidate]) -> list[Candidate]:
@@ -143,6 +214,8 @@ def lowest_loss(features: Tensor, candidates: list[Candidate]) -> list[Candidate
 RULES: dict[str, Callable[[Generator, Scorer, Config], Rule]] = {
     "renderings": BestRendering,
     "loss": lambda generator, scorer, cfg: lowest_loss,
+    "clip_text": BestText,
+    "released": ReleasedChoice,
 }
 
 

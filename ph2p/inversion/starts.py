@@ -8,6 +8,7 @@ from torch import Tensor
 from ph2p.config.schema import MethodConfig
 from ph2p.errors import UserError
 from ph2p.inversion.draws import make_draws
+from ph2p.inversion.prompts import stacked
 from ph2p.inversion.retrieval import retrieve
 from ph2p.models.scorer import Scorer
 from ph2p.models.vocabulary import Vocabulary
@@ -20,16 +21,27 @@ def starting_tokens(
     seed: int,
     keys: Sequence[str],
     features: Tensor,
+    captions: Sequence[Sequence[int]] = (),
 ) -> Tensor:
     """The starting tokens (B R, M) of the rows `keys`, R for each of the images whose CLIP `features` (B, E) are given.
 
     `method.init` says which: random ones by seed and key, the words that CLIP finds for the picture, or given words;
-    with `pad_init` those of them that are one token, and random ones behind them up to `prompt_length`.
+    with `pad_init` those of them that are one token, and random ones behind them up to `prompt_length`. For
+    `init=caption` the rows' `captions` are given as tokens: where nothing changes them they stay as they are written,
+    padded to one length (`ph2p.inversion.prompts`); otherwise their allowed words are the beginning.
     """
+    if method.init == "caption" and method.written:
+        return stacked(captions).to(vocabulary.embeddings.device)
     if method.init == "retrieval":
         return retrieve(scorer, vocabulary, features, method.prompt_length, method.restarts).flatten(0, 1)
     if method.init == "random":
         return random_tokens(vocabulary, method.prompt_length, seed, keys)
+    if method.init == "caption":
+        start = random_tokens(vocabulary, method.prompt_length, seed, keys)
+        for row, caption in enumerate(captions):
+            known = [token for token in caption if vocabulary.allowed[token]][: method.prompt_length]
+            start[row, : len(known)] = torch.tensor(known, dtype=torch.long, device=start.device)
+        return start
     if not method.pad_init:
         given = torch.tensor(vocabulary.encode(method.init), device=vocabulary.embeddings.device)
         return given.repeat(len(keys), 1)

@@ -74,6 +74,15 @@ class Scorer(Frozen):
             "scored texts", AT_ONCE, lambda some: _features(self.model.get_text_features(input_ids=some)), ids
         )
 
+    @torch.no_grad()
+    def token_features(self, text: str) -> Tensor:
+        """Features (M, W) of a text's tokens in their context, by the last layer; what exceeds it is cut off."""
+        start = prompt_start(self.tokenizer)
+        ids = self.tokenizer(text, add_special_tokens=False, verbose=False).input_ids[: self.context_length - start - 1]
+        framed = frame_prompt(self.tokenizer, torch.tensor([ids], dtype=torch.long), self.context_length)  # (1, L)
+        hidden: Tensor = self.model.text_model(input_ids=framed.to(self.embeddings.device)).last_hidden_state
+        return hidden[0, start : start + len(ids)]
+
     def text_features_from(self, token_ids: Tensor, embeddings: Tensor) -> Tensor:
         """Features (B, E) of prompts (B, M) embedded as `embeddings` (B, M, D), to which gradients flow."""
         ids = frame_prompt(self.tokenizer, token_ids.to(self.embeddings.device), self.context_length)  # (B, L)

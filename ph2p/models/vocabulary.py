@@ -183,6 +183,10 @@ class Vocabulary(nn.Module):
         ids = _as_list(token_ids)
         return self._tokenise(self.decode(ids)) == ids
 
+    def read_back(self, token_ids: Sequence[int] | Tensor) -> list[int] | None:
+        """The ids (M,) if their printed text tokenises back to them, allowed or not; otherwise None."""
+        return _as_list(token_ids) if self.round_trips(token_ids) else None
+
     def repair(self, token_ids: Sequence[int] | Tensor) -> list[int] | None:
         """What the printed text of (M,) ids really tokenises to, or None if that is no prompt of ours.
 

@@ -20,6 +20,7 @@ from ph2p.evaluation.metrics import Metric, shown_in
 from ph2p.files import plain_disk_errors
 from ph2p.report.page import Run, write_pages
 from ph2p.report.records import Record, number, numbers, over_images, read_results, reason, succeeded, warnings_in
+from ph2p.report.sheet import write_sheet
 
 ROWS = 40  # images in the terminal; the page has them all
 NAME, PROMPT = 28, 24  # columns that a table has for an image's name, at most, and for a prompt, at least
@@ -124,7 +125,7 @@ class _Writer:
 
 
 def write_report(folder: str | Path) -> Path:
-    """Write the pages of a results folder and return the first, `index.html`.
+    """Write the pages of a results folder, and `prompts.csv`; returns the first page, `index.html`.
 
     They name no address outside the folder, and no script but their own runs. Of processes that write at the same
     time one works, the others wait, and then write only what has changed since. Each page takes the old one's place
@@ -134,6 +135,7 @@ def write_report(folder: str | Path) -> Path:
     with _alone(folder):
         run = Run(folder, read_results(folder))
         with plain_disk_errors(folder):
+            write_sheet(folder, run.records)
             return write_pages(run)
 
 

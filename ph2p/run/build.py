@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import torch
 from hydra.utils import instantiate
 
-from ph2p.config.schema import Config, GeneratorConfig, MethodConfig, ScorerConfig
+from ph2p.config.schema import STARTS, Config, GeneratorConfig, MethodConfig, ScorerConfig
 from ph2p.data import Targets
 from ph2p.errors import UserError
 from ph2p.inverter import Inverter
@@ -83,7 +83,7 @@ def _check_fit(generator: Generator, cfg: Config) -> None:
     """What is asked for and what the model can do fit each other; raises UserError that names the key."""
     method = cfg.method
     key, value, length = "prompt_length", str(method.prompt_length), method.prompt_length
-    if method.init not in ("random", "retrieval") and not method.pad_init:
+    if method.init not in STARTS and not method.pad_init:
         with named("method.init"):
             key, value, length = "init", method.init, len(generator.vocabulary.encode(method.init))
     if length > generator.max_prompt_length:

@@ -21,6 +21,7 @@ EXTRAS = {  # of pyproject.toml: a module that it brings, and what that is for
     "docs": ("mkdocs", "make docs"),
     "heif": ("pillow_heif", "HEIC pictures"),
     "lora": ("peft", "generator.lora=..."),
+    "metrics": ("torchvision", "evaluation.lpips=..."),
     "notebooks": ("ipykernel", "the notebooks"),
     "sentencepiece": ("sentencepiece", "T5 tokenizers that come as spiece.model, and scorer=siglip"),
     "sprites": ("resvg_py", "drawing the atlases of ph2p.world.sprites anew, which nothing else needs"),

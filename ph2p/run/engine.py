@@ -15,6 +15,7 @@ from ph2p.run.logs import RunLog, make_loggers
 from ph2p.run.ranks import Ranks
 from ph2p.run.results import ResultsFolder
 from ph2p.run.screen import Screen
+from ph2p.run.sidecars import check_sidecars
 from ph2p.run.standing import Standing
 from ph2p.run.work import Work, check_checkpoints
 
@@ -37,6 +38,8 @@ def run(cfg: Config, load: Load = load_inverter, screen: Screen | None = None) -
     check_optimizer(cfg.method)
     loggers = build("logger", lambda: make_loggers(cfg))
     targets = make_targets(cfg)
+    if cfg.sidecars:
+        check_sidecars(targets.ids)
     results = _open_results(cfg, ranks)
     log = None
     try:

@@ -12,7 +12,7 @@ from ph2p.config.schema import Config
 from ph2p.config.settings import difference, settings
 from ph2p.data import Target, TargetError, Targets, slug
 from ph2p.errors import UserError
-from ph2p.evaluation.measurement import Measurement
+from ph2p.evaluation.measurement import JUDGES, Measurement
 from ph2p.evaluation.result import InversionResult
 from ph2p.inversion.batch import Batch
 from ph2p.inversion.selection import Candidate
@@ -26,7 +26,7 @@ from ph2p.run.standing import Record
 from ph2p.run.work import write
 
 RENDERING = ("evaluation.renders", "generator.steps", "generator.guidance_scale", "generator.guidance_rescale")
-MEASURING = (*RENDERING, "evaluation.draws", "evaluation.timesteps")
+MEASURING = (*RENDERING, "evaluation.draws", "evaluation.timesteps", *(f"evaluation.{key}" for key in JUDGES))
 LOSSES = ("loss", "loss_empty", "loss_caption", "loss_reference", "loss_soft", "notes")
 
 Load = Callable[[Config], Inverter]
@@ -107,7 +107,7 @@ class _Redo:
         """Measure a batch, and write what came out in the place of what was there."""
         cfg = self.cfg if self.losses else replace(self.cfg, evaluation=replace(self.cfg.evaluation, draws=1))
         batch = Batch([target for target, _ in known], inverter.generator, inverter.scorer)
-        measure = Measurement(inverter.generator, inverter.scorer, cfg)
+        measure = Measurement(inverter.generator, inverter.scorer, cfg, inverter.backbones)
         saved = [_saved(self.folder, record) for _, record in known]
         curves = torch.zeros(len(known), 0)
         found = measure(batch, [candidates for candidates, _ in saved], None, curves, 0.0)
@@ -158,7 +158,7 @@ def _saved(folder: Path, record: Record) -> tuple[list[Candidate], dict[str, Any
         content = json.loads(path.read_bytes())
         rows = content["candidates"]
         found = [
-            Candidate(tuple(row["token_ids"]), row["prompt"], row["loss"], row["epoch"], row["clip_similarity"])
+            Candidate(tuple(row["token_ids"]), row["prompt"], row["epoch"], row["loss"], row["clip_similarity"])
             for row in rows
         ]
         trail = Trail(**content["trail"]) if "trail" in content else None  # older records have none

@@ -7,6 +7,8 @@ checkpoints/part-*.ckpt    the batch that a rank is at; part-requeued-*: that a 
 logs/part-*.csv            every epoch's values of every image (`logs.py`)
 images/<slug>/*.png        the target and its renderings
 candidates/<slug>.json     loss curves and candidates
+captions/<path>.txt         with `sidecars`: the prompt of each picture, in the folders that the pictures lie in
+prompts.csv                a line a picture: file, prompt, metrics (`report/`)
 passed-over.txt            files that were not taken for pictures, and why; only where there are any
 index.html                 the page (`report/`)
 """

@@ -18,6 +18,7 @@ from ph2p.run.logs import RunLog
 from ph2p.run.results import ResultsFolder
 from ph2p.run.screen import BatchProgress, Screen
 from ph2p.run.session import RunSession
+from ph2p.run.sidecars import complete_sidecars, remove_sidecar, write_sidecar
 from ph2p.run.standing import Standing, standing
 
 
@@ -43,6 +44,10 @@ class Work:
 
     def do(self, index: Mapping[str, int], state: Standing) -> None:
         """Invert what is left of the images in `index`, the batch that was interrupted first."""
+        if self.cfg.sidecars:
+            records = {str(record["image_id"]): record for record in read_results(self.results.folder)}
+            prompts = {image_id: str(records[image_id]["prompt"]) for image_id in state.done}
+            complete_sidecars(self.results.folder, prompts)
         begun = self._begun()
         todo = batches(list(index), begun, state.done, state.errors.keys(), self.cfg.batch_size)
         with self.screen.progress(sum(map(len, todo))) as progress:
@@ -75,6 +80,8 @@ class Work:
                 if isinstance(result, TargetError):
                     self._fail(target.image_id, target.source, result, state)
                 elif target.image_id not in state.done:
+                    if self.cfg.sidecars:
+                        write_sidecar(self.results.folder, target.image_id, result.prompt)
                     write(result, self.results)
                 stopping.check()
             self.checkpoint.finish()
@@ -92,6 +99,8 @@ class Work:
 
     def _fail(self, image_id: str, source: str, error: TargetError, state: Standing) -> None:
         self.failed += 1
+        if self.cfg.sidecars:
+            remove_sidecar(self.results.folder, image_id)
         self.screen.fail(str(error))
         if state.errors.get(image_id) != str(error):  # otherwise its record says so already
             self.results.append({"image_id": image_id, "source": source, "status": "failed", "error": str(error)})

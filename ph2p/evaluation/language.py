@@ -1,0 +1,50 @@
+"""How much a text reads like language: its perplexity by any model that gives words a probability."""
+
+import math
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+
+START, END = "<s>", "</s>"
+PIECE = re.compile(r"\w+|[^\w\s]")
+
+
+class TrigramModel:
+    """A trigram model with Witten-Bell smoothing (Witten and Bell 1991), learnt from texts; no weights are needed.
+
+    p(w | h) = (c(h w) + T(h) p(w | h')) / (c(h) + T(h)): c(h) how often the context h was seen, T(h) how many different
+    words followed it, h' the context without its first word. Below the single word all words are equally likely, those
+    that were never seen as one of them. Called with a text it gives its perplexity.
+    """
+
+    def __init__(self, texts: Iterable[str]) -> None:
+        self.following: dict[tuple[str, ...], Counter[str]] = defaultdict(Counter)
+        for text in texts:
+            words = [START, START, *pieces(text), END]
+            for place in range(2, len(words)):
+                for order in range(3):
+                    self.following[tuple(words[place - order : place])][words[place]] += 1
+        self.words = frozenset(self.following[()])  # with the end of a text
+
+    def probability(self, word: str, context: Sequence[str] = ()) -> float:
+        """p(word | context) in (0, 1), of which the last two words count; a word that was never seen is any other."""
+        context = tuple(context)[-2:]
+        shorter = self.probability(word, context[1:]) if context else 1 / (len(self.words) + 1)
+        seen = self.following.get(context)
+        if not seen:
+            return shorter
+        return (seen[word] + len(seen) * shorter) / (seen.total() + len(seen))
+
+    def __call__(self, text: str) -> float:
+        """exp of minus the mean log probability of the text's words and of its end; nan for a text without words."""
+        said = pieces(text)
+        if not said:
+            return math.nan
+        words = [START, START, *said, END]
+        found = [self.probability(words[k], words[k - 2 : k]) for k in range(2, len(words))]
+        return math.exp(-sum(map(math.log, found)) / len(found))
+
+
+def pieces(text: str) -> list[str]:
+    """The words and signs of a text, in lower case."""
+    return PIECE.findall(text.lower())
