@@ -19,7 +19,7 @@ KEYS = (
     "seed",
 )  # and data.fit, and those of the method; what only concerns a results folder is left out
 METHOD = tuple(field.name for field in fields(MethodConfig) if field.name != "name")
-PLAIN = re.compile(r"[\w./:@~-]+")  # text that needs no quotes
+PLAIN = re.compile(r"[\w./:@~-]+", re.ASCII)  # text that needs no quotes
 
 
 def as_overrides(**options: Any) -> list[str]:

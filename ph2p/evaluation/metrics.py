@@ -35,6 +35,7 @@ class Measured(Protocol):
     regret_curve: list[tuple[int, float]]
     forward_samples: int
     backward_samples: int
+    cut_short: str
 
 
 # --- the functions ------------------------------------------------------------------------------------------------
@@ -236,4 +237,6 @@ def warnings_of(result: Measured) -> list[str]:
     if not any(len(word) > 2 or not word.isascii() for word in words):
         warnings.append("holds no real word")
     repeated = [f"“{word}” {times} times" for word, times in Counter(words).items() if times >= REPEATED]
-    return warnings + ([f"repeats itself: {', '.join(repeated)}"] if repeated else [])
+    if repeated:
+        warnings.append(f"repeats itself: {', '.join(repeated)}")
+    return warnings + ([f"cut short: {result.cut_short}"] if result.cut_short else [])

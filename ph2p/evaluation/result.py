@@ -44,6 +44,7 @@ class InversionResult:
     references: list[str] = field(default_factory=list)  # what people wrote about the picture
     loss_reference: float | None = None  # the lowest of the references' losses
     reference_similarity: float | None = None  # CLIP text features, prompt and nearest reference, in [-1, 1]
+    cut_short: str = ""  # why optimisation or search ended before their plan; empty: they did not
     notes: list[str] = field(default_factory=list)  # what was cut, or could not be measured
     loss_soft: float | None = None  # of the continuous prompt, for methods that end with one
     loss_curve: list[float] = field(default_factory=list)  # an entry an epoch, on its own draws

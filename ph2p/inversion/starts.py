@@ -24,8 +24,16 @@ def starting_tokens(
     """The starting tokens (B R, M) of the rows `keys`, R for each of the images whose CLIP `features` (B, E) are given.
 
     `method.init` says which: random ones by seed and key, the words that CLIP finds for the picture, or given words;
-    with `pad_init` those of them that are one token, and random ones behind them up to `prompt_length`.
+    with `pad_init` those of them that are one token, and random ones behind them up to `prompt_length`. What the
+    vocabulary requires takes the places of the tokens nearest to it.
     """
+    start = _starting_tokens(vocabulary, scorer, method, seed, keys, features)
+    return vocabulary.holding(start, vocabulary.embed(start))
+
+
+def _starting_tokens(
+    vocabulary: Vocabulary, scorer: Scorer, method: MethodConfig, seed: int, keys: Sequence[str], features: Tensor
+) -> Tensor:
     if method.init == "retrieval":
         return retrieve(scorer, vocabulary, features, method.prompt_length, method.restarts).flatten(0, 1)
     if method.init == "random":
