@@ -65,6 +65,13 @@ def _text(value: Any) -> str:
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
     if isinstance(value, list | tuple):
-        return f"[{','.join(map(_text, value))}]"
+        return f"[{','.join(map(_item, value))}]"
     text = str(value)
     return text if PLAIN.fullmatch(text) else QuotedString(text, Quote.single).with_quotes()
+
+
+def _item(value: Any) -> str:
+    """A value in a list: text is quoted, and so stays text, be it `true`, `1` or `${name}`."""
+    if not isinstance(value, str):
+        return _text(value)
+    return QuotedString(value.replace("${", "\\${"), Quote.single).with_quotes()
