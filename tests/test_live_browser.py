@@ -23,7 +23,7 @@ FLAGS = [
     *("--disable-component-update", "--disable-sync"),
 ]
 WIDE, NARROW = {"width": 1280, "height": 900}, {"width": 360, "height": 740}
-PATIENCE = 120_000  # milliseconds; a model is loaded on a machine that may be busy
+PATIENCE = 300_000  # milliseconds; a model is loaded on a machine that may be busy
 HOSTILE = "<img/src=x/onerror=window.hacked=1>${window.hacked=2}{{7*7}}"
 LONG = "method.budget=1000000"  # nothing ends but by the clock or the button
 
