@@ -30,8 +30,9 @@ from material import loaded, targets_of
 from probes import PROBES
 from watch import Watch
 
+from ph2p.config.checks import parse_shard
 from ph2p.config.compose import load_config
-from ph2p.config.schema import Config, parse_shard
+from ph2p.config.schema import Config
 from ph2p.data import Target, TargetError
 from ph2p.errors import UserError
 from ph2p.evaluation.metrics import regret

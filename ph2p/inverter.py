@@ -1,7 +1,7 @@
 """One image batch from pictures to prompts: optimise, search, select, measure."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -27,7 +27,7 @@ from ph2p.inversion.projection import DelayedProjection
 from ph2p.inversion.prompts import present
 from ph2p.inversion.search import Search
 from ph2p.inversion.selection import Candidate, Pool, Rule, distinct, make_rule, shortlist, validate_candidates
-from ph2p.inversion.session import Session, stoppable
+from ph2p.inversion.session import BestSoFar, EachStep, Session, stoppable
 from ph2p.inversion.starts import starting_tokens
 from ph2p.inversion.steps import InversionData
 from ph2p.inversion.trail import Trail
@@ -40,7 +40,7 @@ from ph2p.models.scorer import Scorer
 class Inverter:
     """A loaded model and a configuration: inverts image batches one after another.
 
-    Raises UserError where objective or selection rule do not fit model and scorer.
+    Raises UserError where objective, selection rule or the words that the method requires do not fit model and scorer.
     """
 
     generator: Generator
@@ -50,7 +50,9 @@ class Inverter:
 
     def __post_init__(self) -> None:
         self._objective(), self._rule(), self._measurement(), self._captioner()  # what does not fit is said now
-        chosen_moves(self.cfg.method.search.moves if self.cfg.method.search else {})
+        method = self.cfg.method
+        chosen_moves(method.search.moves if method.search else {})
+        self.vocabulary = self.generator.vocabulary.choosing(method.require, method.forbid)  # of the prompts
 
     def __call__(
         self, targets: Sequence[Target], session: Session | None = None
@@ -79,6 +81,24 @@ class Inverter:
         stages = {"optimising": steps.epochs, "searching": steps.rounds, "choosing": images, "measuring": 1}
         return {stage: total for stage, total in stages.items() if total}
 
+    def _enough(self, batch: Batch, session: Session) -> Callable[[], bool]:
+        """Whether optimisation and search of a batch are to end, by session or clock; the batch keeps why."""
+        limit = self.cfg.method.time_limit
+
+        def enough() -> bool:
+            if session.enough():
+                batch.cut_short = batch.cut_short or "it was asked to finish early"
+            elif limit is not None and session.seconds() >= 60 * limit:
+                batch.cut_short = batch.cut_short or f"its time limit of {limit:g} min was reached"
+            return bool(batch.cut_short)
+
+        return enough
+
+    def _best(self, batch: Batch, token_ids: Tensor, losses: Tensor) -> list[BestSoFar]:
+        """What a session hears of padded prompts (B, L) and their losses (B,)."""
+        texts = [self.vocabulary.decode(present(row)) for row in token_ids]
+        return [BestSoFar(*known) for known in zip(batch.ids, texts, losses.tolist(), strict=True)]
+
     # --- optimisation --------------------------------------------------------------------------------------------
 
     def optimise(self, batch: Batch, session: Session) -> tuple[Pool, Tensor | None, Tensor]:
@@ -89,7 +109,7 @@ class Inverter:
         Restarts are rows of their own (`key`, `key#1`, ...), R of them in a row for each image.
         """
         method, meter = self.cfg.method, Meter(self.generator.counter)
-        vocabulary = self.generator.vocabulary.projecting(method.projection)
+        vocabulary = self.vocabulary.projecting(method.projection)
         keys = [f"{key}#{r}" if r else key for key in batch.keys for r in range(method.restarts)]
         captions = self._captions(batch)
         start = starting_tokens(vocabulary, self.scorer, method, self.cfg.seed, keys, batch.features, captions)
@@ -110,7 +130,8 @@ class Inverter:
         history = CandidateHistory(method.snap, judge is not None)
         projection = DelayedProjection(method.snap, judge, method.projection_scales)
         data = self._data(batch, objective, keys, start.shape[1])
-        session.fit(module, data, epochs, [projection, history, meter])
+        watch = EachStep(lambda: self._tell(batch, history, session), self._enough(batch, session))
+        session.fit(module, data, epochs, [projection, history, meter, watch])
         judged = judge.samples if judge else []
         batch.trails = self._trails(history, len(batch.ids))
         batch.spend(meter.total() - Spent(sum(judged)))
@@ -141,6 +162,13 @@ class Inverter:
         name, generator = self.cfg.method.captioner, self.generator
         return make_captioner(name, self.scorer, generator.vocabulary, generator.device) if name else None
 
+    def _tell(self, batch: Batch, history: CandidateHistory, session: Session) -> None:
+        def best() -> list[BestSoFar]:
+            pool = history.pool(len(batch.ids), self.generator.device).lowest(1)
+            return self._best(batch, pool.token_ids[:, 0], pool.losses[:, 0])
+
+        session.hear(best)
+
     def _objective(self) -> Objective:
         return make_objective(self.cfg.method.objective, self.generator, self.scorer)
 
@@ -166,16 +194,20 @@ class Inverter:
         method, meter = self.cfg.method, Meter(self.generator.counter)
         assert method.search is not None
         known, rounds, state = pool.best(method.search.starts), plan(method).rounds, session.search_state()
+        enough = self._enough(batch, session)
         if state:
             meter.load_state_dict(state)
+        elif rounds and enough():
+            return pool
 
         def save(progress: dict[str, Tensor]) -> None:
             session.save_search(progress | meter.state_dict())
+            session.hear(lambda: self._best(batch, progress["prompts"][:, -1], progress["losses"][:, -1]))
             if done := progress["losses"].shape[1] - 1:
                 session.report("searching", done, rounds)
 
-        search = Search(self.generator, batch.latents, batch.keys, method, self.cfg.seed)
-        found, losses = search(known.token_ids, rounds, save, state)
+        search = Search(self.generator, batch.latents, batch.keys, method, self.cfg.seed, self.vocabulary)
+        found, losses = search(known.token_ids, rounds, save, state, enough)
         batch.spend(meter.total())
         batch.search_curves = losses.tolist()
         for trail, prompts in zip(batch.trails, found, strict=True):
@@ -210,7 +242,7 @@ class Inverter:
     def _candidates(self, batch: Batch, row: int, pool: Pool, draws: Draws) -> list[Candidate]:
         """An image's candidates for the rule: its shortlist with losses on the validation draws, best first, or all
         that was visited where the rule needs no losses; raises TargetError if there is none."""
-        method, vocabulary, one = self.cfg.method, self.generator.vocabulary, slice(row, row + 1)
+        method, vocabulary, one = self.cfg.method, self.vocabulary, slice(row, row + 1)
         read = vocabulary.read_back if method.written else vocabulary.repair
         entries = pool.token_ids[row], pool.losses[row], pool.epochs[row].tolist()
         if method.selection.validates:

@@ -155,7 +155,7 @@ def test_lengths_stay_within_their_bounds(position):
 
 def test_scores_equal_finite_differences(generator, latents, draws):
     vocabulary, prompts = generator.vocabulary, prompts_of(generator, 2)[:, 0]
-    scores = swap_scores(generator, latents, prompts, draws)
+    scores = swap_scores(generator, vocabulary, latents, prompts, draws)
     assert scores.shape == (3, 6, len(vocabulary.allowed_ids)) and scores[:, 2:].isinf().all()
     token_ids = prompts[:, :2]
     prompt, objective, step = vocabulary.embed(token_ids).double(), DenoisingObjective(generator), 1e-3

@@ -45,3 +45,11 @@ def expand_paths(part: object, *names: str) -> None:
         path = getattr(part, name)
         if path and (path[0] == "~" or "$" in path):
             setattr(part, name, str(expand(path)))
+
+
+def parse_shard(text: str) -> tuple[int, int]:
+    """(i, n) of "i/n"; raises UserError unless 0 <= i < n."""
+    index, _, number = text.partition("/")
+    if not (index.isdecimal() and number.isdecimal() and int(index) < int(number)):
+        raise UserError(f"shard={text}: give i/n with 0 <= i < n, such as 0/4 to 3/4")
+    return int(index), int(number)

@@ -19,7 +19,7 @@ KEYS = (
     "seed",
 )  # and data.fit, and those of the method; what only concerns a results folder is left out
 METHOD = tuple(field.name for field in fields(MethodConfig) if field.name != "name")
-PLAIN = re.compile(r"[\w./:@~-]+")  # text that needs no quotes
+PLAIN = re.compile(r"[\w./:@~-]+", re.ASCII)  # text that needs no quotes
 
 
 def as_overrides(**options: Any) -> list[str]:
@@ -65,6 +65,13 @@ def _text(value: Any) -> str:
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
     if isinstance(value, list | tuple):
-        return f"[{','.join(map(_text, value))}]"
+        return f"[{','.join(map(_item, value))}]"
     text = str(value)
     return text if PLAIN.fullmatch(text) else QuotedString(text, Quote.single).with_quotes()
+
+
+def _item(value: Any) -> str:
+    """A value in a list: text is quoted, and so stays text, be it `true`, `1` or `${name}`."""
+    if not isinstance(value, str):
+        return _text(value)
+    return QuotedString(value.replace("${", "\\${"), Quote.single).with_quotes()

@@ -9,7 +9,6 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from ph2p.config import checks
-from ph2p.errors import UserError
 
 STARTS = ("random", "retrieval", "caption")  # what `method.init` may be beside a text
 MOVES = {"delete": 8, "insert": 8, "borrow": 4, "exchange": 2, "shift": 2, "double": 2, "random": 2, "swap": 64}
@@ -73,6 +72,8 @@ class MethodConfig:
     init: str = "random"  # random: allowed tokens; retrieval: words that CLIP finds; caption; otherwise the words
     captioner: str | None = None  # of init=caption: folder or hub id of an image-to-text model; world: of drawn scenes
     pad_init: bool = False  # of the words of `init` take those that are one token, and random ones up to prompt_length
+    require: list[str] = field(default_factory=list)  # words that stand in every prompt, each one token of the model
+    forbid: list[str] = field(default_factory=list)  # words that stand in no prompt, beside those of the word lists
     objective: str = "denoising"  # or clip: one minus the CLIP similarity of prompt and picture
     timesteps: list[int] = field(default_factory=lambda: [500, 1000])  # t in [t_min, t_max)
     draws: int = 4  # N, drawn anew for every step of the optimiser
@@ -89,8 +90,11 @@ class MethodConfig:
     optimizer: dict[str, Any] | None = None  # constructor call of a torch optimiser (_target_); null: keep the start
     search: SearchConfig | None = None  # discrete search after the optimisation; null: none
     selection: SelectionConfig = field(default_factory=SelectionConfig)  # how the winner is chosen
+    time_limit: float | None = None  # minutes after which a batch ends with the best so far; null: the budget alone
 
     def __post_init__(self) -> None:
+        fits = self.time_limit is None or 0 < self.time_limit < math.inf
+        checks.require(fits, *self._of("time_limit"), "give a number of minutes above 0, or null")
         checks.require_whole(self, "method.", ("budget", "prompt_length", "draws", "steps", "restarts"))
         checks.require_window("method.timesteps", self.timesteps)
         checks.require(0 <= self.word_price < 1, "method.word_price", self.word_price, "give a number in [0, 1)")
@@ -112,6 +116,7 @@ class MethodConfig:
                 f"give at least method.prompt_length={self.prompt_length}, or a shorter one",
             )
             checks.require(most >= self.prompt_length, "method.search.max_length", most, wanted)
+        self._check_words()
         self._check_smoothing()
         self._check_projection()
 
@@ -119,6 +124,21 @@ class MethodConfig:
     def written(self) -> bool:
         """Whether prompts are captions that nothing changes: they may hold any word."""
         return self.init == "caption" and self.optimizer is None and self.search is None
+
+    def _check_words(self) -> None:
+        """Required and forbidden words are single words, no word is both, and there are places for the required."""
+        given = {key: [word.casefold() for word in getattr(self, key)] for key in ("require", "forbid")}
+        for key, words in given.items():
+            fits = all(len(word.split()) == 1 for word in words)
+            checks.require(fits, *self._of(key), "give single words, as in [red,square]")
+        both = ", ".join(sorted(set(given["require"]) & set(given["forbid"])))
+        checks.require(not both, *self._of("require"), f"{both} is forbidden by method.forbid too; choose one")
+        text = [] if self.init in ("random", "retrieval", "caption") else self.init.split()
+        found = ", ".join(sorted({word.casefold() for word in text} & set(given["forbid"])))
+        checks.require(not found, *self._of("init"), f"holds {found}, which method.forbid leaves out; take it away")
+        places, wanted = len(text) if text and not self.pad_init else self.prompt_length, len(set(given["require"]))
+        key = "init" if text and not self.pad_init else "prompt_length"
+        checks.require(wanted <= places, *self._of(key), f"give at least {wanted} words, as many as are required")
 
     def _check_smoothing(self) -> None:
         smoothed = self.optimizer is not None and self.objective == "denoising"
@@ -275,12 +295,4 @@ class Config:
         checks.require_choice("resume", self.resume, ("auto", "force"))
         fits = bool(self.name) and "/" not in self.name and self.name not in (".", "..")
         checks.require(fits, "name", self.name, "give a folder name without slashes")
-        parse_shard(self.shard)
-
-
-def parse_shard(text: str) -> tuple[int, int]:
-    """(i, n) of "i/n"; raises UserError unless 0 <= i < n."""
-    index, _, number = text.partition("/")
-    if not (index.isdecimal() and number.isdecimal() and int(index) < int(number)):
-        raise UserError(f"shard={text}: give i/n with 0 <= i < n, such as 0/4 to 3/4")
-    return int(index), int(number)
+        checks.parse_shard(self.shard)

@@ -23,7 +23,7 @@ REFUSED = {  # arguments of lightning.Trainer that a run does not take, and why
     **dict.fromkeys(("check_val_every_n_epoch", "num_sanity_val_steps", "inference_mode"), UNUSED),
     **dict.fromkeys(("gradient_clip_val", "gradient_clip_algorithm"), CLIPPED),
     "accumulate_grad_batches": "all draws of a step are one batch; method.draws says how many",
-    "max_time": "a time limit is the job's: on SIGTERM a run saves, and the same command continues it",
+    "max_time": "method.time_limit is a batch's; a job's: on SIGTERM a run saves, and the same command continues it",
     "log_every_n_steps": "every epoch is logged",
     "logger": "choose logger=tensorboard, logger=wandb or logger=csv",
     "profiler": "each batch is a fit of its own, so it would tell of one; use py-spy or torch.profiler around the run",

@@ -67,6 +67,10 @@ def _repeated(result: Measured) -> str | None:
     return f"repeats itself: {', '.join(repeated)}" if repeated else None
 
 
+def _cut_short(result: Measured) -> str | None:
+    return f"cut short: {result.cut_short}" if result.cut_short else None
+
+
 SIGNS = (
     Sign("no better than no words", "the gap closed is at or below 0", _no_better_than_nothing),
     Sign("not aligned", f"the CLIP similarity of renderings and picture is below {UNLIKE}", _not_aligned),
@@ -78,4 +82,5 @@ SIGNS = (
     ),
     Sign("junk", f"more than {JUNK:.0%} of the prompt’s pieces look like no word, or it holds none", _junk),  # noqa: RUF001
     Sign("repeats itself", f"one word stands {REPEATED} times or more", _repeated),
+    Sign("cut short", "optimisation or search ended before their plan", _cut_short),
 )

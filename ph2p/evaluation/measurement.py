@@ -111,6 +111,7 @@ class Measurement:
                 measured_with=self.measured_with(),
                 microbatch=self.generator.microbatch.bounds(),
                 content=target.key,
+                cut_short=batch.cut_short,
                 notes=[*target.notes, *self._split()],
                 candidates=candidates[row],
                 target=target.image,

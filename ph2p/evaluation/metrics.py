@@ -39,6 +39,7 @@ class Measured(Protocol):
     regret_curve: list[tuple[int, float]]
     forward_samples: int
     backward_samples: int
+    cut_short: str
 
 
 # --- the functions ------------------------------------------------------------------------------------------------

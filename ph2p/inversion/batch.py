@@ -26,6 +26,7 @@ class Batch:
         self.forward, self.backward = [0] * len(targets), [0] * len(targets)
         self.search_curves: list[list[float]] = [[] for _ in targets]
         self.trails = [Trail() for _ in targets]
+        self.cut_short = ""  # why optimisation or search ended before their plan
 
     def only(self, rows: list[int]) -> "Batch":
         """The same batch with fewer images, after some have failed."""

@@ -5,8 +5,9 @@ A new move is a function and a line in `MOVES`; `method.search.moves` says how o
 Symbols: M tokens of the prompt, A allowed tokens, K proposals.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
 
 import torch
@@ -25,10 +26,21 @@ class Position:
     known: Tensor  # (W,) token ids of other good prompts of the image, often ones several times
     bounds: tuple[int, int]  # on M
     chance: torch.Generator  # on the CPU
+    required: frozenset[int] = frozenset()  # token ids of which one must stay in the prompt
 
-    def places(self, count: int) -> list[int]:
-        """Up to `count` different places, at random."""
-        return torch.randperm(len(self.prompt), generator=self.chance)[:count].tolist()
+    @cached_property
+    def free(self) -> list[int]:
+        """The places whose token may go: all but the first one of every required token."""
+        ids = self.prompt.tolist()
+        return [place for place, token in enumerate(ids) if token not in self.required or token in ids[:place]]
+
+    def shuffled(self, places: Sequence[int], count: int) -> list[int]:
+        """Up to `count` different ones of some places, at random."""
+        return [places[k] for k in torch.randperm(len(places), generator=self.chance)[:count].tolist()]
+
+    def some_free(self, count: int) -> list[int]:
+        """`count` free places, at random; none where there are none."""
+        return [self.free[k] for k in self.numbers(count, len(self.free))]
 
     def numbers(self, count: int, below: int) -> list[int]:
         """`count` random whole numbers in [0, below)."""
@@ -46,14 +58,16 @@ Move = Callable[[Position, int], list[Tensor]]  # at most so many prompts
 
 def swap(at: Position, count: int) -> list[Tensor]:
     """The swaps of one token that lower the loss most to first order (HotFlip, arXiv 1712.06751)."""
-    best = at.scores.flatten().topk(min(count, at.scores.numel()), largest=False).indices.tolist()
-    return [at.swapped(place, at.allowed[column]) for place, column in (divmod(k, len(at.allowed)) for k in best)]
+    scores = at.scores[at.free].flatten()
+    best = scores.topk(min(count, scores.numel()), largest=False).indices.tolist()
+    found = (divmod(k, len(at.allowed)) for k in best)
+    return [at.swapped(at.free[row], at.allowed[column]) for row, column in found]
 
 
 def double(at: Position, count: int) -> list[Tensor]:
     """The best swap of one place together with that of another: neighbours in the ranking of the places."""
     best, found = at.scores.min(1), []
-    order = best.values.argsort().tolist()[: count + 1]
+    order = [at.free[k] for k in best.values[at.free].argsort().tolist()[: count + 1]]
     for first, second in pairwise(order):
         changed = at.swapped(first, at.allowed[best.indices[first]])
         changed[second] = at.allowed[best.indices[second]]
@@ -65,7 +79,7 @@ def delete(at: Position, count: int) -> list[Tensor]:
     """One token less, in random places."""
     if len(at.prompt) <= at.bounds[0]:
         return []
-    return [torch.cat([at.prompt[:k], at.prompt[k + 1 :]]) for k in at.places(count)]
+    return [torch.cat([at.prompt[:k], at.prompt[k + 1 :]]) for k in at.shuffled(at.free, count)]
 
 
 def insert(at: Position, count: int) -> list[Tensor]:
@@ -81,16 +95,14 @@ def insert(at: Position, count: int) -> list[Tensor]:
 def borrow(at: Position, count: int) -> list[Tensor]:
     """A token of another good prompt of the image, in a random place."""
     tokens = at.known[at.numbers(count, len(at.known))]
-    return [
-        at.swapped(place, token) for place, token in zip(at.numbers(len(tokens), len(at.prompt)), tokens, strict=True)
-    ]
+    return [at.swapped(place, token) for place, token in zip(at.some_free(len(tokens)), tokens, strict=False)]
 
 
 def exchange(at: Position, count: int) -> list[Tensor]:
     """Two tokens change their places."""
     found = []
     for _ in range(count if len(at.prompt) > 1 else 0):
-        first, second = at.places(2)
+        first, second = at.shuffled(range(len(at.prompt)), 2)
         changed = at.swapped(first, at.prompt[second])
         changed[second] = at.prompt[first]
         found.append(changed)
@@ -101,7 +113,7 @@ def shift(at: Position, count: int) -> list[Tensor]:
     """One token moves to another place."""
     found = []
     for _ in range(count if len(at.prompt) > 1 else 0):
-        source, target = at.places(2)
+        source, target = at.shuffled(range(len(at.prompt)), 2)
         rest = torch.cat([at.prompt[:source], at.prompt[source + 1 :]])
         found.append(torch.cat([rest[:target], at.prompt[source : source + 1], rest[target:]]))
     return found
@@ -110,9 +122,7 @@ def shift(at: Position, count: int) -> list[Tensor]:
 def random(at: Position, count: int) -> list[Tensor]:
     """Any allowed token in any place."""
     tokens = at.allowed[at.numbers(count, len(at.allowed))]
-    return [
-        at.swapped(place, token) for place, token in zip(at.numbers(len(tokens), len(at.prompt)), tokens, strict=True)
-    ]
+    return [at.swapped(place, token) for place, token in zip(at.some_free(len(tokens)), tokens, strict=False)]
 
 
 # The first ones come first where there is no room for all.

@@ -18,22 +18,27 @@ TRIED = 32  # words that are read behind each prompt of the beam
 def retrieve(scorer: Scorer, vocabulary: Vocabulary, features: Tensor, length: int, beams: int) -> Tensor:
     """The `beams` = R prompts (B, R, M) of M = `length` allowed words most like each picture, the best first.
 
-    `features` (B, E) are the pictures', of unit norm. A word occurs twice only where the vocabulary has fewer than M.
+    `features` (B, E) are the pictures', of unit norm. Every prompt begins with what the vocabulary requires. A word
+    occurs twice only where the vocabulary has fewer than M.
     Reads A + R M `TRIED` texts a picture; no sample of the denoiser.
     """
     words = [vocabulary.decode([token]) for token in vocabulary.allowed_ids.tolist()]
     alone = scorer.text_features(words)  # (A, E)
-    found = [_pursue(scorer, words, alone, picture, length, beams) for picture in features.to(alone)]
+    required = torch.searchsorted(vocabulary.allowed_ids, vocabulary.required_ids).tolist()
+    found = [_pursue(scorer, words, alone, picture, (length, beams), required) for picture in features.to(alone)]
     return vocabulary.allowed_ids[torch.tensor(found, device=vocabulary.allowed_ids.device)]
 
 
 def _pursue(
-    scorer: Scorer, words: list[str], alone: Tensor, picture: Tensor, length: int, beams: int
+    scorer: Scorer, words: list[str], alone: Tensor, picture: Tensor, size: tuple[int, int], required: list[int]
 ) -> list[list[int]]:
-    """The beam's prompts (R, M) for one picture (E,), as places in `words`."""
-    beam: list[list[int]] = [[]]
-    residuals = picture[None]  # (R, E), of the beam's prompts
-    for _ in range(length):
+    """The beam's prompts (R, M) for one picture (E,), as places in `words`; `size` is (M, R)."""
+    length, beams = size
+    beam, residuals = [required], picture[None]  # the residuals (R, E) of the beam's prompts
+    if required:
+        text = scorer.text_features([" ".join(words[k] for k in required)])  # (1, E)
+        residuals = picture - (text @ picture)[:, None] * text
+    for _ in range(length - len(required)):
         longer = _longer(beam, residuals @ alone.T, beams)
         texts = scorer.text_features([" ".join(words[k] for k in prompt) for prompt in longer])  # (K, E)
         similarity = texts @ picture  # (K,)

@@ -22,6 +22,7 @@ from ph2p.inversion.objectives import finite_or_infinite, losses_and_gradients
 from ph2p.inversion.prompts import ABSENT, lengths, padded, present, prompt_losses, stacked
 from ph2p.inversion.racing import Stage, race
 from ph2p.models.generators import Generator
+from ph2p.models.vocabulary import Vocabulary
 
 State = dict[str, Tensor]
 
@@ -53,14 +54,22 @@ class Progress:
 class Search:
     """The search of an image batch; image b is a problem of its own.
 
-    `latents` (B, C, h, w) of images whose draws are keyed by `keys` and `seed`. Raises UserError for a move that does
+    `latents` (B, C, h, w) of images whose draws are keyed by `keys` and `seed`; their prompts are made of `vocabulary`,
+    by default the generator's, and hold what that requires. Raises UserError for a move that does
     not exist.
     """
 
     def __init__(
-        self, generator: Generator, latents: Tensor, keys: Sequence[str], method: MethodConfig, seed: int
+        self,
+        generator: Generator,
+        latents: Tensor,
+        keys: Sequence[str],
+        method: MethodConfig,
+        seed: int,
+        vocabulary: Vocabulary | None = None,
     ) -> None:
         assert method.search is not None
+        self.vocabulary = vocabulary or generator.vocabulary
         self.generator, self.latents, self.keys, self.seed = generator, latents, list(keys), seed
         self.options: SearchConfig = method.search
         self.timesteps, self.word_price = (method.timesteps[0], method.timesteps[1]), method.word_price
@@ -73,16 +82,20 @@ class Search:
         rounds: int,
         save: Callable[[State], None] = lambda state: None,
         state: State | None = None,
+        enough: Callable[[], bool] = lambda: False,
     ) -> tuple[Tensor, Tensor]:
         """Improve the best of padded prompts (B, S, L): those after all rounds (B, 1 + rounds, L), their losses.
 
         `save` gets the state at the beginning and after each round; a later call goes on from it, given the same other
-        arguments. A round costs what `config.budget.round_cost` says.
+        arguments. It ends before the next round where that is `enough`. A round costs what
+        `config.budget.round_cost` says.
         """
         progress = Progress.of(state, starts.device) if state else self._begin(starts)
         if not state:
             save(progress.state())
         for number in range(progress.losses.shape[1], rounds + 1):
+            if enough():
+                break
             self._round(progress, number)
             save(progress.state())
         return progress.prompts, progress.losses
@@ -122,22 +135,21 @@ class Search:
         Where moves find less than K - 1, the prompt itself fills up; it is scored once.
         """
         prompts, size = progress.prompts[:, -1], self.stages[0].candidates
-        scores = swap_scores(self.generator, self.latents, prompts, draws).cpu()  # (B, L, A)
-        allowed = self.generator.vocabulary.allowed_ids.cpu()
+        scores = swap_scores(self.generator, self.vocabulary, self.latents, prompts, draws).cpu()  # (B, L, A)
+        allowed, required = self.vocabulary.allowed_ids.cpu(), frozenset(self.vocabulary.required_ids.tolist())
         bounds = self.options.min_length, min(self.options.max_length, self.generator.max_prompt_length)
         rows = []
         for row, key in enumerate(self.keys):
             prompt, chance = present(prompts[row]).cpu(), random_generator(self.seed, key, ("moves", number))
             known = present(progress.starts[row].flatten()).cpu()
-            at = Position(prompt, scores[row, : len(prompt)], allowed, known, bounds, chance)
+            at = Position(prompt, scores[row, : len(prompt)], allowed, known, bounds, chance, required)
             found = [prompt, *(changed for move, count in self.moves for changed in move(at, count))][:size]
             rows.append(stacked([*found, *[prompt] * (size - len(found))], prompts.shape[1]))
         return torch.stack(rows).to(prompts.device)
 
 
-def swap_scores(generator: Generator, latents: Tensor, prompts: Tensor, draws: Draws) -> Tensor:
+def swap_scores(generator: Generator, vocabulary: Vocabulary, latents: Tensor, prompts: Tensor, draws: Draws) -> Tensor:
     """First-order change of the loss (B, L, A) for every place and every allowed token; inf where there is none."""
-    vocabulary = generator.vocabulary
     allowed = vocabulary.embed(vocabulary.allowed_ids)  # (A, D)
     result = allowed.new_full((*prompts.shape, len(allowed)), torch.inf)
     size = lengths(prompts)

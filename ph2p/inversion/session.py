@@ -1,8 +1,9 @@
 """How an inversion is run, as far as the algorithm knows of it: it reports, saves and may be stopped."""
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import lightning as L
@@ -21,11 +22,21 @@ PLAIN: dict[str, Any] = {
 }
 
 
+@dataclass(frozen=True)
+class BestSoFar:
+    """The best prompt of an image among those visited until now, and its loss on the draws that it was met with."""
+
+    image_id: str
+    prompt: str
+    loss: float  # inf where it is not known yet
+
+
 class Session:
     """What one image batch is inverted with; this one fits and does nothing else.
 
-    A subclass may show, save, log and stop. `report` hears of a stage's beginning with `done` = 0, of all stages before
-    the first one begins. `check_stop` is called before each call of the denoiser: what it raises ends the work.
+    A subclass may show, save, log, stop and end early. `report` hears of a stage's beginning with `done` = 0, of all
+    stages before the first one begins. `check_stop` is called before each call of the denoiser: what it raises ends the
+    work.
     """
 
     def __init__(self) -> None:
@@ -36,6 +47,13 @@ class Session:
 
     def check_stop(self) -> None:
         """Raise whatever is to end the work."""
+
+    def enough(self) -> bool:
+        """Whether optimisation and search are to end at their next step; what was found until then is the result."""
+        return False
+
+    def hear(self, best: Callable[[], list[BestSoFar]]) -> None:
+        """Hear after each epoch and round of every image's best prompt so far: `best()` makes them, and is not free."""
 
     def seconds(self) -> float:
         """What the batch has taken so far."""
@@ -65,6 +83,25 @@ class EpochProgress(L.Callback):
 
     def on_train_epoch_end(self, trainer: L.Trainer, module: PromptInversion) -> None:
         self.session.report("optimising", trainer.current_epoch + 1, trainer.max_epochs)
+
+
+class EachStep(L.Callback):
+    """After each epoch `tell`; end the fit at the next step where that is `enough`, the epoch with its projection."""
+
+    def __init__(self, tell: Callable[[], None], enough: Callable[[], bool]) -> None:
+        self.tell, self.enough = tell, enough
+
+    def on_train_start(self, trainer: L.Trainer, module: PromptInversion) -> None:
+        trainer.should_stop = self.enough()  # a fit that goes on from a checkpoint may have no time left
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, module: PromptInversion, outputs: Any, batch: Any, batch_index: int
+    ) -> None:
+        last = trainer.current_epoch + 1 == trainer.max_epochs and batch_index + 1 == trainer.num_training_batches
+        trainer.should_stop = not last and self.enough()  # after the last step nothing is left to be cut
+
+    def on_train_epoch_end(self, trainer: L.Trainer, module: PromptInversion) -> None:
+        self.tell()
 
 
 @contextmanager

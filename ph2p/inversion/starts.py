@@ -28,10 +28,24 @@ def starting_tokens(
     `method.init` says which: random ones by seed and key, the words that CLIP finds for the picture, or given words;
     with `pad_init` those of them that are one token, and random ones behind them up to `prompt_length`. For
     `init=caption` the rows' `captions` are given as tokens: where nothing changes them they stay as they are written,
-    padded to one length (`ph2p.inversion.prompts`); otherwise their allowed words are the beginning.
+    padded to one length (`ph2p.inversion.prompts`); otherwise their allowed words are the beginning. What the
+    vocabulary requires takes the places of the tokens nearest to it.
     """
     if method.init == "caption" and method.written:
         return stacked(captions).to(vocabulary.embeddings.device)
+    start = _starting_tokens(vocabulary, scorer, method, seed, keys, features, captions)
+    return vocabulary.holding(start, vocabulary.embed(start))
+
+
+def _starting_tokens(
+    vocabulary: Vocabulary,
+    scorer: Scorer,
+    method: MethodConfig,
+    seed: int,
+    keys: Sequence[str],
+    features: Tensor,
+    captions: Sequence[Sequence[int]],
+) -> Tensor:
     if method.init == "retrieval":
         return retrieve(scorer, vocabulary, features, method.prompt_length, method.restarts).flatten(0, 1)
     if method.init == "random":

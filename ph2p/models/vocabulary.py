@@ -6,6 +6,7 @@ from typing import Self
 
 import torch
 import torch.nn.functional as F
+from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
@@ -42,6 +43,7 @@ class Vocabulary(nn.Module):
     allowed: Tensor
     allowed_ids: Tensor
     square_norms: Tensor
+    required_ids: Tensor
     distance: str = "euclid"  # or cosine: by which `nearest` projects
 
     def __init__(
@@ -74,6 +76,7 @@ class Vocabulary(nn.Module):
         allowed = torch.zeros(len(table), dtype=torch.bool, device=table.device)
         self.register_buffer("allowed", allowed.index_fill(0, allowed_ids, True), persistent=False)  # (V,)
         self.register_buffer("allowed_ids", allowed_ids, persistent=False)  # (A,)
+        self.register_buffer("required_ids", allowed_ids[:0], persistent=False)  # (R,), see `choosing`
 
     def _wanted(self, blocked: frozenset[str], listed: frozenset[str], tokens: TokenFilter) -> dict[int, str]:
         """The words that filter and lists let through, by token id in ascending order."""
@@ -104,13 +107,48 @@ class Vocabulary(nn.Module):
         other.distance = distance
         return other
 
+    def choosing(self, require: Sequence[str], forbid: Iterable[str]) -> Self:
+        """The same vocabulary without the words `forbid`, whose prompts all hold the words `require`, in any case.
+
+        A forbidden word that is no token of this vocabulary cannot occur anyway. Raises UserError where no token is
+        left, and for a required word that is not one allowed token.
+        """
+        if not require and not forbid:
+            return self
+        other, unwanted = copy(self), folded(forbid)
+        other._buffers = dict(self._buffers)  # its own, or what follows would change ours too
+        kept = [i for i in self.allowed_ids.tolist() if self.decode([i]).casefold() not in unwanted]
+        if not kept:
+            raise UserError("method.forbid: no token is left; forbid fewer words")
+        other.allowed_ids = self.allowed_ids.new_tensor(kept)
+        other.allowed = torch.zeros_like(self.allowed).index_fill(0, other.allowed_ids, True)
+        other.required_ids = self.allowed_ids.new_tensor(list(dict.fromkeys(map(self._only_token, require))))
+        return other
+
+    def _only_token(self, word: str) -> int:
+        """The allowed token that a required word is; raises UserError where it is none."""
+        try:
+            ids = self.encode(word)
+        except UserError as error:
+            raise UserError(f"method.require: {word!r} is not in this model's vocabulary; leave it out") from error
+        if len(ids) > 1:
+            raise UserError(
+                f"method.require: {word!r} is {len(ids)} tokens of this model; only words of one token can be required"
+            )
+        if not self.allowed[ids[0]]:
+            raise UserError(
+                f"method.require: {word!r} is left out by the rules for words; give generator.tokens.protected=[{word}]"
+            )
+        return ids[0]
+
     @torch.no_grad()
     def nearest(self, prompt: Tensor) -> Tensor:
         """Allowed tokens whose embeddings are closest to the prompt's; of equally close ones the lowest id.
 
         euclid: token = argmin_v ||p - E_v||^2, by the matmul of ||E_v||^2 - 2 p.E_v = ||p - E_v||^2 - ||p||^2.
         cosine: token = argmax_v p.E_v / ||E_v||, as PEZ's code projects; far from the vocabulary, where Euclid prefers
-        tokens of a large norm, it does not. Exact distances settle a short list, so that an answer depends neither on
+        tokens of a large norm, it does not. Where words are required it is the nearest of the prompts that hold them:
+        see `holding`. Exact distances settle a short list, so that an answer depends neither on
         the rounding of the matmul nor on the other rows of the batch.
 
         Args:
@@ -129,7 +167,32 @@ class Vocabulary(nn.Module):
         columns = scores.topk(count, largest=False).indices.sort().values  # ascending ids: argmin takes the first
         shortlist = self.allowed_ids[columns]  # (K, count)
         best = self._distances(flat, shortlist).argmin(-1, keepdim=True)
-        return shortlist.gather(-1, best).view(prompt.shape[:-1])
+        return self.holding(shortlist.gather(-1, best).view(prompt.shape[:-1]), prompt)
+
+    @torch.no_grad()
+    def holding(self, token_ids: Tensor, prompt: Tensor) -> Tensor:
+        """`token_ids` (..., M) with the required words in R of the places, those where it takes them least far.
+
+        Which word goes to which place of the prompt (..., M, D) is an assignment problem: the least sum of what the
+        distances grow by (Kuhn, The Hungarian method, 1955). Of the nearest tokens it makes the nearest prompt that
+        holds the words.
+        """
+        if not len(self.required_ids):
+            return token_ids
+        flat = prompt.float().flatten(0, -2)  # (K M, D)
+        tried = torch.cat([token_ids.reshape(-1, 1), self.required_ids.expand(len(flat), -1)], 1)  # (K M, 1 + R)
+        distances = self._distances(flat, tried).nan_to_num()
+        growth = (distances[:, 1:] - distances[:, :1]).view(-1, token_ids.shape[-1], len(self.required_ids))
+        rows = token_ids.reshape(-1, token_ids.shape[-1]).clone()  # (K, M)
+        for row, costs in zip(rows, growth.cpu().numpy(), strict=True):
+            places, words = (torch.from_numpy(some).to(rows.device) for some in linear_sum_assignment(costs))
+            row[places] = self.required_ids[words]
+        return rows.view(token_ids.shape)
+
+    def holds(self, token_ids: Sequence[int] | Tensor) -> bool:
+        """Whether (M,) ids are allowed ones, the required ones among them."""
+        ids = _as_list(token_ids)
+        return bool(self.allowed[ids].all()) and set(self.required_ids.tolist()) <= set(ids)
 
     def _distances(self, flat: Tensor, token_ids: Tensor) -> Tensor:
         """Distances (K, count) of vectors (K, D) to tokens (K, count), up to what is the same for all of a row."""
@@ -191,11 +254,11 @@ class Vocabulary(nn.Module):
         """What the printed text of (M,) ids really tokenises to, or None if that is no prompt of ours.
 
         Returns:
-            As many ids, all allowed, which round-trip; None if there is no such reading.
+            As many ids, which `holds` takes and which round-trip; None if there is no such reading.
         """
         ids = _as_list(token_ids)
         again = self._tokenise(self.decode(ids))
-        fits = len(again) == len(ids) and bool(self.allowed[again].all()) and self.round_trips(again)
+        fits = len(again) == len(ids) and self.holds(again) and self.round_trips(again)
         return again if fits else None
 
     def random(self, count: int, generator: torch.Generator) -> Tensor:

@@ -34,9 +34,21 @@ def load_inverter(cfg: Config) -> Inverter:
     device = build("trainer", lambda: own_device(cfg.trainer))
     check_optimizer(cfg.method)
     generator = _load_generator(cfg.generator, device, str(cfg.trainer.get("precision")))
-    generator.microbatch = MicroBatch(None if cfg.method.microbatch == "auto" else cfg.method.microbatch)
     _check_fit(generator, cfg)
-    return Inverter(generator, _load_scorer(cfg.scorer, device), cfg)
+    return _inverter(generator, _load_scorer(cfg.scorer, device), cfg)
+
+
+def with_config(inverter: Inverter, cfg: Config) -> Inverter:
+    """The same loaded models with another configuration of method, evaluation and seed; raises UserError for one that
+    does not fit them."""
+    check_optimizer(cfg.method)
+    _check_fit(inverter.generator, cfg)
+    return _inverter(inverter.generator, inverter.scorer, cfg)
+
+
+def _inverter(generator: Generator, scorer: Scorer, cfg: Config) -> Inverter:
+    generator.microbatch = MicroBatch(None if cfg.method.microbatch == "auto" else cfg.method.microbatch)
+    return Inverter(generator, scorer, cfg)
 
 
 def make_targets(cfg: Config) -> Targets:

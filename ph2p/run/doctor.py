@@ -27,6 +27,7 @@ EXTRAS = {  # of pyproject.toml: a module that it brings, and what that is for
     "sprites": ("resvg_py", "drawing the atlases of ph2p.world.sprites anew, which nothing else needs"),
     "study": ("krippendorff", "ph2p study analyse"),
     "tensorboard": ("tensorboard", "logger=tensorboard"),
+    "ui": ("gradio", "ph2p ui"),
     "wandb": ("wandb", "logger=wandb"),
 }
 

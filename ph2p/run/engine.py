@@ -4,7 +4,8 @@ import signal
 from collections.abc import Callable
 from pathlib import Path
 
-from ph2p.config.schema import Config, parse_shard
+from ph2p.config.checks import parse_shard
+from ph2p.config.schema import Config
 from ph2p.inverter import Inverter
 from ph2p.report.records import read_results
 from ph2p.report.table import summary_table, write_report

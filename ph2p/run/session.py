@@ -23,6 +23,11 @@ WEIGHTS = {"optimising": 0.45, "searching": 0.45, "choosing": 0.05, "measuring":
 PAUSE = 10.0  # seconds between two savings within a long epoch
 
 
+def part_done(stages: Mapping[str, float]) -> float:
+    """How much of a batch's work is done, in [0, 1], of how much of each of its stages is."""
+    return sum(WEIGHTS[name] * part for name, part in stages.items()) / sum(WEIGHTS[name] for name in stages)
+
+
 class RunSession(Session):
     """One image batch of a run: goes on from its checkpoint, writes it, logs, reports and looks for signals.
 
@@ -42,8 +47,7 @@ class RunSession(Session):
 
     def report(self, stage: str, done: int, total: int) -> None:
         self.stages[stage] = done / total
-        whole = sum(WEIGHTS[name] for name in self.stages)
-        self._report(sum(WEIGHTS[name] * part for name, part in self.stages.items()) / whole, stage)
+        self._report(part_done(self.stages), stage)
         self.check_stop()
 
     def check_stop(self) -> None:

@@ -6,6 +6,7 @@ import signal
 import sys
 from collections.abc import Callable
 from contextlib import suppress
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
@@ -20,6 +21,7 @@ ph2p report DIR...   the page and table of results folders anew; --repaint, --re
                      --compare FILE: also a page that shows them side by side
 ph2p study ...       a blind rating page of several results folders, and the analysis of what raters send back
 ph2p score IMAGE TEXT...   what texts are worth for a picture, such as a found prompt and a sentence of your own
+ph2p ui [keys]       a page in the browser: drop pictures, watch their prompts form, stop early, take the results away
 ph2p doctor [keys]   versions, devices, whether model and scorer are there, what the missing extras would bring
 ph2p [keys]          inverts images, as python train.py does:
 """
@@ -259,13 +261,31 @@ def _doctor(argv: list[str]) -> int:
     return examine(parser.parse_args(argv).words)
 
 
+def _ui(argv: list[str]) -> int:
+    """`ph2p ui [key=value ...]`: the live page."""
+    parser = _Parser("ph2p ui", description="A page on which pictures are dropped and their prompts can be watched.")
+    parser.add_argument(
+        "words", nargs="*", metavar="key=value", help="as for a run, such as generator=sd15 trainer=gpu"
+    )
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen at; default: this machine alone")
+    parser.add_argument("--port", type=int, default=0, help="default: the first free one from 7860 on")
+    parser.add_argument("--browser", action="store_true", help="open a browser")
+    arguments = parser.parse_intermixed_args(argv)
+    if find_spec("gradio") is None:
+        raise UserError('ph2p ui needs Gradio: pip install "ph2p[ui]"')
+    from ph2p.cli.page import launch
+    from ph2p.run.live import Live
+    from ph2p.run.screen import Screen
+
+    launch(Live(arguments.words), arguments.host, arguments.port, arguments.browser, Screen().say)
+    return 0
+
+
 COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "": _invert,
     "report": _report,
     "study": _study,
     "score": _score,
+    "ui": _ui,
     "doctor": _doctor,
 }
-
-if __name__ == "__main__":
-    entry()
