@@ -25,6 +25,9 @@ class Application(NamedTuple):
 
 APPLICATIONS = {
     "attention": Application(("IMAGE", "PROMPT"), "where in a picture each word of a prompt is seen"),
+    "distillation": Application(("IMAGE", "PROMPT"), "which few words of a prompt do nearly as well as all"),
+    "removal": Application(("PROMPT", "NEGATIVE"), "how well a negative prompt keeps its concept out of renderings"),
+    "evolution": Application(("IMAGE", "PROMPT", "..."), "which children of several pictures' prompts suit them all"),
 }
 
 

@@ -33,8 +33,67 @@ class AttentionSettings:
         checks.require(0 < self.threshold < 1, f"{PREFIX}threshold", self.threshold, "give a number in (0, 1)")
 
 
-Settings = AttentionSettings
-SETTINGS: dict[str, type[Settings]] = {"attention": AttentionSettings}
+@dataclass
+class DistillationSettings:
+    """Of `distillation.distil` and `distillation.shortest`."""
+
+    timesteps: list[int] = field(default_factory=lambda: [500, 1000])  # t in [first, last)
+    draws: int = 16  # N that choose which word goes
+    measure: int = 64  # N of further draws that measure what is left
+    keep: float = 0.9  # of what the whole prompt gains, the part that the short prompt must keep, in (0, 1]
+
+    def __post_init__(self) -> None:
+        checks.require_whole(self, PREFIX, ("draws", "measure"))
+        checks.require_window(f"{PREFIX}timesteps", self.timesteps)
+        checks.require(0 < self.keep <= 1, f"{PREFIX}keep", self.keep, "give a number in (0, 1]")
+
+
+@dataclass
+class RemovalSettings:
+    """Of `removal.remove`."""
+
+    renders: int = 32  # N renderings without and N with the negative prompt, by the same seeds
+    concept: str | None = None  # the word for which CLIP looks; null: the negative prompt
+    alternatives: list[str] = field(default_factory=list)  # the words for what may be there instead, at least one
+    template: str = "{}"  # the text around such a word for CLIP, as in "a {} background"
+
+    def __post_init__(self) -> None:
+        checks.require_whole(self, PREFIX, ("renders",))
+        fits = self.template.count("{}") == 1
+        checks.require(fits, f"{PREFIX}template", self.template, "give a text with one {} for the word")
+
+
+@dataclass
+class EvolutionSettings:
+    """Of `evolution.evolve` and of what suits a picture."""
+
+    by: str = "denoising"  # what suits a picture: denoising, the part of its loss taken away; clip, of a rendering
+    generations: int = 6  # after the first, which are the prompts that are given
+    population: int = 16  # prompts that live in a generation
+    survivors: int = 4  # the fittest, which live on, at least 2
+    mutation: float = 0.1  # the chance of each token of a child, in [0, 1]
+    neighbours: int = 8  # nearest tokens of the vocabulary, one of which takes the place of one that mutates
+    timesteps: list[int] = field(default_factory=lambda: [500, 1000])  # t in [first, last), for by=denoising
+    draws: int = 8  # N of a picture, for by=denoising
+
+    def __post_init__(self) -> None:
+        checks.require_whole(self, PREFIX, ("generations", "population", "neighbours", "draws"))
+        checks.require_whole(self, PREFIX, ("survivors",), least=2)  # a child has two parents
+        checks.require_choice(f"{PREFIX}by", self.by, ("denoising", "clip"))
+        checks.require_window(f"{PREFIX}timesteps", self.timesteps)
+        checks.require(0 <= self.mutation <= 1, f"{PREFIX}mutation", self.mutation, "give a number in [0, 1]")
+        fits, most = self.survivors < self.population, self.population - 1
+        wanted = f"give less than {PREFIX}population={self.population}, at most {most}"
+        checks.require(fits, f"{PREFIX}survivors", self.survivors, wanted)
+
+
+Settings = AttentionSettings | DistillationSettings | RemovalSettings | EvolutionSettings
+SETTINGS: dict[str, type[Settings]] = {
+    "attention": AttentionSettings,
+    "distillation": DistillationSettings,
+    "removal": RemovalSettings,
+    "evolution": EvolutionSettings,
+}
 
 
 def split_words(words: Sequence[str]) -> tuple[list[str], list[str]]:
