@@ -235,6 +235,16 @@ def test_wrong_words_go_before_true_ones(embedded):
         assert min(step.loss for step in steps) < steps[0].loss - 0.1 * (steps[-1].loss - steps[0].loss)
 
 
+def test_timesteps_that_a_model_has_not_are_refused(generator, targets):
+    window, said = [0, 1001], r"^application\.timesteps=\[0, 1001\]: this model has 1000 timesteps$"
+    with pytest.raises(UserError, match=said):
+        attention_maps(generator, targets[0], "dog", AttentionSettings(timesteps=window))
+    with pytest.raises(UserError, match=said):
+        distil(generator, targets[0], "dog", DistillationSettings(timesteps=window))
+    with pytest.raises(UserError, match=said):
+        denoising_fitness(generator, targets[:1], EvolutionSettings(timesteps=window))
+
+
 def test_the_page_of_a_distillation(random_models, tmp_path, capsys):
     argv = ["apply", "distillation", str(random_models), "red <b>dog", "--output", str(tmp_path / "short.html")]
     assert cli.main([*argv, "--set", "application.draws=1", "--set", "application.measure=2"]) == 0

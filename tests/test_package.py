@@ -129,6 +129,7 @@ def test_a_wheel_works_in_an_empty_folder(installed, root, tmp_path):
     home = Path(where).parent
     assert (home / "py.typed").exists() and (home / "__init__.pyi").exists()
     packed = ("report/templates/report.html.j2", "study/templates/study.html.j2", "study/templates/study.js")
+    packed += ("applications/templates/base.html.j2", "configs/application/attention.yaml")
     for name in ("configs/train.yaml", "configs/method/ph2p.yaml", *packed):
         assert (home / name).exists()
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ph2p.applications.recording import recording
-from ph2p.applications.settings import AttentionSettings
+from ph2p.applications.settings import AttentionSettings, require_timesteps
 from ph2p.data import Target
 from ph2p.errors import UserError
 from ph2p.inversion.draws import make_draws
@@ -58,14 +58,10 @@ def attention_maps(
             cannot be recorded (`recording`).
     """
     token_ids = generator.vocabulary.encode(prompt)
-    first, last = settings.timesteps
-    if last > generator.num_timesteps:
-        raise UserError(
-            f"application.timesteps={settings.timesteps}: this model has {generator.num_timesteps} timesteps"
-        )
+    window = require_timesteps(settings.timesteps, generator.num_timesteps)
     latent = generator.encode_images(target.image[None].to(generator.device))  # (1, C, h, w)
     shape = latent.shape[1:]
-    draws = make_draws(seed, [target.key], ("attention",), settings.draws, (first, last), shape).to(latent.device)
+    draws = make_draws(seed, [target.key], ("attention",), settings.draws, window, shape).to(latent.device)
     conditioning = generator.condition(torch.tensor([token_ids], device=latent.device))
 
     def evaluate(size: int) -> Tensor:

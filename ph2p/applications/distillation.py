@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from ph2p.applications.settings import DistillationSettings
+from ph2p.applications.settings import DistillationSettings, require_timesteps
 from ph2p.data import Target
 from ph2p.errors import UserError
 from ph2p.evaluation.metrics import gap_closed
@@ -49,15 +49,11 @@ def distil(
     words = tuple(prompt.split())
     if not words:
         raise UserError("prompt: the text is empty; give at least one word")
-    first, last = settings.timesteps
-    if last > generator.num_timesteps:
-        raise UserError(
-            f"application.timesteps={settings.timesteps}: this model has {generator.num_timesteps} timesteps"
-        )
+    window = require_timesteps(settings.timesteps, generator.num_timesteps)
     latent = generator.encode_images(target.image[None].to(generator.device))  # (1, C, h, w)
 
     def draws(purpose: str, count: int) -> Draws:
-        made = make_draws(seed, [target.key], ("distillation", purpose), count, (first, last), latent.shape[1:])
+        made = make_draws(seed, [target.key], ("distillation", purpose), count, window, latent.shape[1:])
         return made.to(latent.device)
 
     subsets, choosing = [words], draws("choose", settings.draws)

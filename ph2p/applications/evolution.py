@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ph2p.applications.settings import EvolutionSettings
+from ph2p.applications.settings import EvolutionSettings, require_timesteps
 from ph2p.config.schema import GeneratorConfig
 from ph2p.data import Target
 from ph2p.errors import UserError
@@ -174,12 +174,15 @@ def nearest_neighbours(vocabulary: Vocabulary, ids: Sequence[int], count: int) -
 def denoising_fitness(
     generator: Generator, targets: Sequence[Target], settings: EvolutionSettings, seed: int = 0
 ) -> Fitness:
-    """Of each picture the part of its loss without words that a prompt takes away, on N draws that stay the same."""
-    first, last = settings.timesteps
+    """Of each picture the part of its loss without words that a prompt takes away, on N draws that stay the same.
+
+    Costs N forward samples a prompt and picture. Raises UserError for timesteps that the model has not.
+    """
+    window = require_timesteps(settings.timesteps, generator.num_timesteps)
     pictures = torch.stack([target.image for target in targets]).to(generator.device)
     latents = torch.cat([generator.encode_images(picture) for picture in pictures.split(1)])  # (P, C, h, w)
     keys, purpose = [target.key for target in targets], ("evolution",)
-    draws = make_draws(seed, keys, purpose, settings.draws, (first, last), latents.shape[1:]).to(latents.device)
+    draws = make_draws(seed, keys, purpose, settings.draws, window, latents.shape[1:]).to(latents.device)
 
     def losses(prompts: Sequence[Ids]) -> Tensor:
         ids = stacked(prompts).to(latents.device)  # (K, L)

@@ -102,6 +102,14 @@ def split_words(words: Sequence[str]) -> tuple[list[str], list[str]]:
     return own, [word for word in words if word not in own]
 
 
+def require_timesteps(window: Sequence[int], known: int) -> tuple[int, int]:
+    """[first, last) of a model that knows so many timesteps; raises UserError for any beyond."""
+    first, last = window
+    fits, wanted = last <= known, f"this model has {known} timesteps"
+    checks.require(fits, f"{PREFIX}timesteps", list(window), wanted)
+    return first, last
+
+
 def yaml_file(name: str) -> Path:
     """The file of an application's settings."""
     return config_dir() / "application" / f"{name}.yaml"
