@@ -37,7 +37,17 @@ def options(group: str) -> list[str]:
 
 def test_every_group_is_looked_into():
     groups = {path.name for path in config_dir().iterdir() if path.is_dir()}
-    assert groups == {"data", "generator", "method", "scorer", "trainer", "logger", "debug", "experiment"}
+    assert groups == {
+        "data",
+        "generator",
+        "method",
+        "scorer",
+        "trainer",
+        "logger",
+        "debug",
+        "application",
+        "experiment",
+    }
     assert "ph2p_plus" in options("method") and "embedded" in options("generator")
 
 

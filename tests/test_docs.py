@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from ph2p.applications.request import APPLICATIONS
+from ph2p.applications.settings import load_settings, split_words
 from ph2p.cli import COMMANDS
 from ph2p.config.compose import load_config
 
@@ -84,11 +86,19 @@ def commands(page: Path) -> list[list[str]]:
     return [words[1:] for words in some if words[:1] == ["ph2p"] and "-m" not in words]
 
 
+def given(words: list[str]) -> list[str]:
+    """What of a command's words stands before its options."""
+    return words[: next((k for k, word in enumerate(words) if word.startswith("--")), len(words))]
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_what_a_page_shows_is_there(page: Path) -> None:
     for words in commands(page):
         keys = words[1:] if words[:1] and words[0] in COMMANDS else words
-        load_config([word for word in keys if "=" in word])
+        own, keys = split_words([word for word in keys if "=" in word])
+        load_config(keys)
+        if words[:1] == ["apply"]:
+            assert APPLICATIONS[words[1]].accepts(len(given(words[2:]))) and load_settings(words[1], own)
     for _, kind, block in BLOCK.findall(page.read_text(encoding="utf-8")):
         if kind == "python":
             compile(textwrap.dedent(block), str(page), "exec")

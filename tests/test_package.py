@@ -53,7 +53,7 @@ def test_the_public_names(root, tmp_path):
     [
         *("ph2p", "ph2p.cli", "ph2p.config", "ph2p.config.compose", "ph2p.evaluation", "ph2p.run", "ph2p.run.stopping"),
         *("ph2p.report", "ph2p.report.table", "ph2p.report.page", "ph2p.report.records"),
-        *("ph2p.study.build", "ph2p.study.analyse", "ph2p.study.plot"),
+        *("ph2p.study.build", "ph2p.study.analyse", "ph2p.study.plot", "ph2p.applications.request"),
     ],
 )
 def test_an_import_loads_nothing_heavy(module, root, tmp_path):
@@ -129,6 +129,7 @@ def test_a_wheel_works_in_an_empty_folder(installed, root, tmp_path):
     home = Path(where).parent
     assert (home / "py.typed").exists() and (home / "__init__.pyi").exists()
     packed = ("report/templates/report.html.j2", "study/templates/study.html.j2", "study/templates/study.js")
+    packed += ("applications/templates/base.html.j2", "configs/application/attention.yaml")
     for name in ("configs/train.yaml", "configs/method/ph2p.yaml", *packed):
         assert (home / name).exists()
 

@@ -22,6 +22,7 @@ ph2p report DIR...   the page and table of results folders anew; --repaint, --re
 ph2p study ...       a blind rating page of several results folders, and the analysis of what raters send back
 ph2p score IMAGE TEXT...   what texts are worth for a picture, such as a found prompt and a sentence of your own
 ph2p ui [keys]       a page in the browser: drop pictures, watch their prompts form, stop early, take the results away
+ph2p apply NAME ...  what a prompt is good for, such as attention maps: where in a picture each of its words is seen
 ph2p doctor [keys]   versions, devices, whether model and scorer are there, what the missing extras would bring
 ph2p [keys]          inverts images, as python train.py does:
 """
@@ -252,6 +253,26 @@ def _score(argv: list[str]) -> int:
     return 0
 
 
+def _apply(argv: list[str]) -> int:
+    """`ph2p apply NAME ...`: an application of a prompt."""
+    from ph2p.applications.request import Request, add_arguments
+
+    parser = _Parser("ph2p apply", description="Use a prompt: write a page, and a JSON file beside it.")
+    add_arguments(parser)
+    request = Request.of(parser.parse_args(argv))
+    from ph2p.api import load_inverter
+    from ph2p.applications.command import Models, apply, write
+    from ph2p.run.screen import Screen
+
+    inverter, screen = load_inverter(request.words), Screen()
+    shown = apply(request, Models(inverter.generator, inverter.scorer, inverter.cfg))
+    for line in shown.lines:
+        screen.say(line)
+    for file in write(request, shown):
+        screen.say(f"Wrote {file}")
+    return 0
+
+
 def _doctor(argv: list[str]) -> int:
     """`ph2p doctor [key=value ...]`: whether everything is there."""
     parser = _Parser("ph2p doctor", description="Look whether everything is there that a run with these keys needs.")
@@ -287,5 +308,6 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "study": _study,
     "score": _score,
     "ui": _ui,
+    "apply": _apply,
     "doctor": _doctor,
 }

@@ -12,7 +12,7 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 from ph2p.config.schema import Config
 
 WANTED = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
-DESIGNS = "experiment"  # not a group: what benchmarks/evidence.py compares
+APART = ("application", "experiment")  # no groups: settings of `ph2p apply`, and what benchmarks/evidence.py compares
 LISTS = {int: "whole numbers, as in [1,2]", float: "numbers, as in [0.5,1]", str: "a list, as in [a,b]"}
 COMMENT = re.compile(r"^\s*(\w+)\s*:.*?\s#\s*(.+)$", re.MULTILINE)  # of a line in Python or YAML: key: ... # meaning
 
@@ -62,5 +62,5 @@ def comments(text: str) -> dict[str, str]:
 
 def options(folder: Path) -> dict[str, list[str]]:
     """The groups of a folder of YAML files and the options of each, sorted."""
-    groups = sorted(path for path in folder.iterdir() if path.is_dir() and path.name != DESIGNS)
+    groups = sorted(path for path in folder.iterdir() if path.is_dir() and path.name not in APART)
     return {group.name: sorted(path.stem for path in group.glob("*.yaml")) for group in groups}

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import bootstrap
+from scipy.stats import binomtest, bootstrap
 
 Values = Sequence[float] | NDArray[np.float64]
 Statistic = Callable[..., np.floating | float]
@@ -25,3 +25,9 @@ def confidence_interval(
         rng=np.random.default_rng(seed),
     )
     return float(result.confidence_interval.low), float(result.confidence_interval.high)
+
+
+def proportion_interval(hits: int, count: int, level: float = 0.95) -> tuple[float, float]:
+    """Wilson's score interval of a proportion, which has a width at 0 and 1 too (Wilson, JASA 22, 1927)."""
+    found = binomtest(hits, count).proportion_ci(level, method="wilson")
+    return float(found.low), float(found.high)

@@ -1,5 +1,8 @@
 """Renderings of prompts."""
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -14,8 +17,13 @@ def guidance_options(generator: GeneratorConfig) -> dict[str, float]:
     return {"guidance_scale": generator.guidance_scale, "guidance_rescale": generator.guidance_rescale}
 
 
-def paint(generator: Generator, prompts: list[str], seeds: list[int], steps: int, guidance: dict[str, float]) -> Tensor:
-    """The renderings of prompts, each by its own seed, a few at once: (K, 3, H, W) in [0, 1]."""
+def paint(
+    generator: Generator, prompts: list[str], seeds: list[int], steps: int, guidance: Mapping[str, Any]
+) -> Tensor:
+    """The renderings of prompts, each by its own seed, a few at once: (K, 3, H, W) in [0, 1].
+
+    `guidance` are further arguments of `Generator.sample`.
+    """
 
     def some(rows: int) -> Tensor:
         step = max(1, rows // 2)  # guidance takes two rows a rendering

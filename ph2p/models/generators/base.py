@@ -14,7 +14,13 @@ from ph2p.errors import UserError
 from ph2p.models.counter import Counter
 from ph2p.models.frozen import Frozen, at_least_float32, scale_gradient
 from ph2p.models.generators.autoencoder import Autoencoder, at_once
-from ph2p.models.generators.checks import check_channels, check_conditioning, check_image_size, check_sampling
+from ph2p.models.generators.checks import (
+    check_channels,
+    check_conditioning,
+    check_image_size,
+    check_negative,
+    check_sampling,
+)
 from ph2p.models.generators.schedules import Schedule
 from ph2p.models.microbatch import MicroBatch
 from ph2p.models.quiet import quiet
@@ -226,18 +232,22 @@ class Generator(Frozen):
         steps: int = 30,
         guidance_scale: float = 5.0,
         guidance_rescale: float = 0.0,
+        negative_prompt: str | None = None,
     ) -> Tensor:
         """Renderings (K, 3, H, W) of prompts, in [0, 1], made by the pipeline's own `__call__`.
 
         Each has a random generator of its own, on the CPU: it depends neither on its batch nor on the device.
 
         Raises:
-            UserError: the pipeline knows no `guidance_rescale`.
+            UserError: the pipeline knows no `guidance_rescale`, or no negative prompt can act (`check_negative`).
         """
         self.check_sampling({}, guidance_rescale)
         options: dict[str, Any] = dict(guidance_rescale=guidance_rescale) if guidance_rescale else {}
         if self.clip_skip is not None:
             options["clip_skip"] = self.clip_skip
+        if negative_prompt is not None:
+            check_negative(self.pipeline, guidance_scale)
+            options["negative_prompt"] = [negative_prompt] * len(prompts)
         height, width = self.image_size
         with self.resident(*self.offloaded), self._precision(), quiet():
             latents = self.pipeline(

@@ -84,6 +84,24 @@ def check_sampling(pipeline: Any, steps: Mapping[str, int], guidance_rescale: fl
             raise UserError(f"{key}={count}: {name} cannot paint in so many steps ({reason}); give fewer") from error
 
 
+def check_negative(pipeline: Any, guidance_scale: float) -> None:
+    """A negative prompt acts, by classifier-free guidance.
+
+    Raises:
+        UserError: the pipeline's guidance is distilled into the model (FLUX.1), or the scale is 1.
+    """
+    known = inspect.signature(pipeline.__call__).parameters
+    if "negative_prompt" not in known or "true_cfg_scale" in known:
+        raise UserError(
+            f"{type(pipeline).__name__}: its guidance is part of the model and takes no negative prompt; "
+            "take another family"
+        )
+    if guidance_scale <= 1:
+        raise UserError(
+            f"generator.guidance_scale={guidance_scale}: a negative prompt acts by guidance; give more than 1"
+        )
+
+
 def _rehearse(scheduler: Any, steps: int) -> None:
     if steps > scheduler.config.num_train_timesteps:
         raise UserError(f"it has {scheduler.config.num_train_timesteps} timesteps")
