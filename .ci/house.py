@@ -12,7 +12,7 @@ from pathlib import Path
 import grimp
 
 ROOT = Path(__file__).resolve().parents[1]
-ROOMS, ARROWS, FILE_LINES, FUNCTION_LINES, PARAMETERS = 16, 67, 300, 40, 7
+ROOMS, ARROWS, FILE_LINES, FUNCTION_LINES, PARAMETERS = 16, 68, 300, 40, 7
 
 
 def arrows(graph: grimp.ImportGraph) -> tuple[set[str], set[tuple[str, str]]]:

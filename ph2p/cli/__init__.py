@@ -10,6 +10,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
+from ph2p.cli.parser import Parser
+from ph2p.cli.study import study
 from ph2p.errors import UserError
 from ph2p.run.stopping import listen, requested
 
@@ -79,16 +81,9 @@ def _interrupted(error: BaseException | None) -> bool:
     return error is not None
 
 
-class _Parser(argparse.ArgumentParser):
-    """An ArgumentParser whose complaints are one line, as all others are."""
-
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message} ({self.prog} --help)")
-
-
 def _invert(argv: list[str]) -> int:
     """`ph2p [group=option ...] [key=value ...]`: invert images."""
-    parser = _Parser("ph2p", add_help=False, allow_abbrev=False)
+    parser = Parser("ph2p", add_help=False, allow_abbrev=False)
     parser.add_argument("words", nargs="*")
     for flags in (("-h", "--help"), ("--version",), ("-m", "--multirun")):
         parser.add_argument(*flags, action="store_true")
@@ -151,7 +146,7 @@ def _run(jobs: "list[Config]") -> int:
 
 def _report(argv: list[str]) -> int:
     """`ph2p report DIR...`: the page and the table of results folders."""
-    parser = _Parser("ph2p report", description="Write the page of a results folder anew and show its table.")
+    parser = Parser("ph2p report", description="Write the page of a results folder anew and show its table.")
     parser.add_argument("folders", nargs="+", metavar="DIR", help="what a run has written, such as outputs/NAME")
     parser.add_argument("--compare", type=Path, metavar="FILE", help="also write a page that shows them side by side")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="do so with another value")
@@ -186,59 +181,9 @@ def _report(argv: list[str]) -> int:
     return 0
 
 
-def _study(argv: list[str]) -> int:
-    """`ph2p study build RUN...` and `ph2p study analyse KEY RATINGS...`."""
-    parser = _Parser("ph2p study", description="Have people rate prompts without knowing which run found them.")
-    parts = parser.add_subparsers(dest="part", required=True, metavar="build|analyse")
-    build = parts.add_parser("build", help="write the page for raters and its key")
-    build.add_argument("folders", nargs="+", type=Path, metavar="RUN", help="what a run has written: outputs/NAME")
-    build.add_argument("--output", type=Path, default=Path("study.html"), metavar="PAGE", help="default: study.html")
-    build.add_argument("--seed", type=int, default=0, help="of the order, and of the pictures if there are more")
-    build.add_argument("--pictures", type=int, metavar="N", help="at most so many; default: all")
-    build.add_argument("--checks", type=int, metavar="N", help="attention checks; default: 2 to 6")
-    build.add_argument("--points", type=int, default=5, choices=(5, 7), help="of each scale; default: 5")
-    build.add_argument("--questions", nargs="+", default=[], metavar="NAME", help="some of them, or a YAML file")
-    analyse = parts.add_parser("analyse", help="analyse what raters have sent back")
-    analyse.add_argument("key", type=Path, metavar="KEY", help="study.key.json, as build wrote it")
-    analyse.add_argument("ratings", nargs="+", type=Path, metavar="RATINGS", help=".csv or .json files of raters")
-    analyse.add_argument("--output", type=Path, metavar="NAME", help="of the files; default: study-analysis")
-    analyse.add_argument("--misses", type=int, default=0, metavar="N", help="attention checks a rater may miss")
-    analyse.add_argument("--seed", type=int, default=0, help="of the intervals")
-    arguments = parser.parse_args(argv)
-    return _build_study(arguments) if arguments.part == "build" else _analyse_study(arguments)
-
-
-def _build_study(arguments: argparse.Namespace) -> int:
-    from ph2p.run.screen import Screen
-    from ph2p.study.build import Plan, build_study
-    from ph2p.study.questions import choose
-
-    questions = choose(arguments.questions, arguments.points)
-    plan = Plan(questions, arguments.seed, arguments.pictures, arguments.checks)
-    built, screen = build_study(arguments.folders, arguments.output, plan), Screen()
-    for note in built.notes:
-        screen.say(note)
-    screen.say(f"Send raters {built.page.resolve()}")
-    screen.say(f"Keep {built.key.resolve()}: it says which run a prompt is from")
-    return 0
-
-
-def _analyse_study(arguments: argparse.Namespace) -> int:
-    from ph2p.run.screen import Screen
-    from ph2p.study.analyse import analyse_study, output_of, write_analysis
-    from ph2p.study.tables import Shown
-
-    analysis = analyse_study(arguments.key, arguments.ratings, arguments.misses, arguments.seed)
-    files, screen = write_analysis(analysis, arguments.output or output_of(arguments.key)), Screen()
-    screen.show(Shown(analysis))
-    for file in files:
-        screen.say(f"Wrote {file}")
-    return 0
-
-
 def _score(argv: list[str]) -> int:
     """`ph2p score IMAGE TEXT...`: any text's loss for a picture."""
-    parser = _Parser("ph2p score", description="Measure what texts are worth for a picture, on the same draws.")
+    parser = Parser("ph2p score", description="Measure what texts are worth for a picture, on the same draws.")
     parser.add_argument("image", metavar="IMAGE")
     parser.add_argument("texts", nargs="+", metavar="TEXT", help='such as "a red square on a blue background"')
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="as for a run")
@@ -257,7 +202,7 @@ def _apply(argv: list[str]) -> int:
     """`ph2p apply NAME ...`: an application of a prompt."""
     from ph2p.applications.request import Request, add_arguments
 
-    parser = _Parser("ph2p apply", description="Use a prompt: write a page, and a JSON file beside it.")
+    parser = Parser("ph2p apply", description="Use a prompt: write a page, and a JSON file beside it.")
     add_arguments(parser)
     request = Request.of(parser.parse_args(argv))
     from ph2p.api import load_inverter
@@ -275,7 +220,7 @@ def _apply(argv: list[str]) -> int:
 
 def _doctor(argv: list[str]) -> int:
     """`ph2p doctor [key=value ...]`: whether everything is there."""
-    parser = _Parser("ph2p doctor", description="Look whether everything is there that a run with these keys needs.")
+    parser = Parser("ph2p doctor", description="Look whether everything is there that a run with these keys needs.")
     parser.add_argument("words", nargs="*", metavar="key=value", help="as for a run, such as generator=sd15")
     from ph2p.run.doctor import examine
 
@@ -284,7 +229,7 @@ def _doctor(argv: list[str]) -> int:
 
 def _ui(argv: list[str]) -> int:
     """`ph2p ui [key=value ...]`: the live page."""
-    parser = _Parser("ph2p ui", description="A page on which pictures are dropped and their prompts can be watched.")
+    parser = Parser("ph2p ui", description="A page on which pictures are dropped and their prompts can be watched.")
     parser.add_argument(
         "words", nargs="*", metavar="key=value", help="as for a run, such as generator=sd15 trainer=gpu"
     )
@@ -305,7 +250,7 @@ def _ui(argv: list[str]) -> int:
 COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "": _invert,
     "report": _report,
-    "study": _study,
+    "study": study,
     "score": _score,
     "ui": _ui,
     "apply": _apply,
