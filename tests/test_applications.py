@@ -231,7 +231,7 @@ def test_the_shortest_keeps_what_is_asked_for():
 def test_wrong_words_go_before_true_ones(embedded):
     for one in some_scenes("val", 2, objects=1):
         steps, wrong = distillation_of(embedded, one, DistillationSettings(draws=4, measure=8))
-        assert {step.removed for step in steps[1:4]} >= wrong
+        assert {step.removed for step in steps[1 : len(steps) // 2]} >= wrong
         assert min(step.loss for step in steps) < steps[0].loss - 0.1 * (steps[-1].loss - steps[0].loss)
 
 

@@ -19,7 +19,7 @@ from ph2p.inversion.session import Session
 from ph2p.models.captioner import load_captioner
 from ph2p.models.vocabulary import Vocabulary
 from ph2p.world.captions import canonical_caption
-from ph2p.world.scenes import scene
+from ph2p.world.scenes import Thing, scene
 
 CPU = torch.device("cpu")
 
@@ -49,8 +49,9 @@ def test_templates_make_the_worlds_own_captions():
         one = scene("test", index)
         words = {"where": one.relation or one.place, "background": one.background}
         for k, thing in enumerate(one.things):
-            words |= {f"{k} {name}": getattr(thing, name) for name in ("size", "fill", "colour", "shape")}
-        template = Template(("drawn",) * len(one.things))
+            parts = ("size", "fill", "colour", "shape") if isinstance(thing, Thing) else ("size", "noun")
+            words |= {f"{k} {name}": getattr(thing, name) for name in parts}
+        template = Template(tuple("drawn" if isinstance(thing, Thing) else "pictured" for thing in one.things))
         assert template in TEMPLATES and template.caption(words) == canonical_caption(one)
         assert all(words[place] in options for place, options in template.slots().items())
 

@@ -103,7 +103,7 @@ def test_a_run_says_that_it_was_cut_short_and_is_finished(model_overrides, tmp_p
     records = read_results(tmp_path / "run")
     assert [record["warnings"][-1] for record in records] == ["cut short: its time limit of 1e-09 min was reached"] * 2
     page = (tmp_path / "run" / "index.html").read_text()
-    assert page.count("cut short: its time limit") == 2
+    assert page.count("cut short: its time limit") == 4  # on the card and in the details of each
     assert not list((tmp_path / "run").glob("checkpoints/*.ckpt"))
     assert runner.run("method.time_limit=1e-9") == 0 and read_results(tmp_path / "run") == records
 

@@ -43,9 +43,7 @@ class SearchConfig:
 class SelectionConfig:
     """How the winner is chosen among the candidates that were visited."""
 
-    rule: str = (
-        "renderings"  # the most similar rendering wins; or loss, clip_text (PEZ), released: inversion/selection.py
-    )
+    rule: str = "renderings"  # the most similar rendering wins; or loss, clip_text, released: inversion/selection.py
     shortlist: int = 12  # distinct candidates that are scored, those with the lowest loss so far
     draws: int = 16  # N of the validation draws
     finalists: int = 3  # at most; best of the shortlist that are rendered and ranked by CLIP image similarity
