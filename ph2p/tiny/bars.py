@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
+from ph2p.evaluation.intervals import proportion_interval
 from ph2p.evaluation.texts import text_losses
 from ph2p.inversion.draws import make_draws
 from ph2p.models.generators import Generator, load_generator
@@ -58,12 +59,9 @@ class Figure:
 
 def share(right: Sequence[bool]) -> Figure:
     """The share of cases that are right, with Wilson's interval; no cases give NaN."""
-    n = len(right)
-    if not n:
+    if not right:
         return Figure(float("nan"), 0.0, 1.0, 0)
-    p, z = float(np.mean(right)), 1.96
-    middle, half = p + z * z / (2 * n), z * (p * (1 - p) / n + z * z / (4 * n * n)) ** 0.5
-    return Figure(p, (middle - half) / (1 + z * z / n), (middle + half) / (1 + z * z / n), n)
+    return Figure(float(np.mean(right)), *proportion_interval(sum(right), len(right)), len(right))
 
 
 def mean(values: Tensor) -> Figure:
