@@ -13,36 +13,26 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from browsers import opened, skip_without_chromium
 
 from ph2p import load_config
 from ph2p.models.tokens import read_words
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-FLAGS = [
-    *("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"),
-    *("--disable-component-update", "--disable-sync"),
-]
 WIDE, NARROW = {"width": 1280, "height": 900}, {"width": 360, "height": 740}
 PATIENCE = 300_000  # milliseconds; a model is loaded on a machine that may be busy
 HOSTILE = "<img/src=x/onerror=window.hacked=1>${window.hacked=2}{{7*7}}"
 LONG = "method.budget=1000000"  # nothing ends but by the clock or the button
 
+skip_without_chromium()
 if not os.environ.get("PH2P_REQUIRE_CHROMIUM"):
-    if not CHROMIUM:
-        pytest.skip("no Chromium is installed", allow_module_level=True)
-    pytest.importorskip("playwright")
     pytest.importorskip("gradio")
 pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
 def browser():
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        opened = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        yield opened
-        opened.close()
+    with opened() as browser:
+        yield browser
 
 
 @pytest.fixture(scope="module")
