@@ -21,7 +21,8 @@ from PIL import Image
 from ph2p.config.budget import plan
 from ph2p.config.compose import config_dir, load_config
 from ph2p.config.help import help_text
-from ph2p.config.schema import Config, MethodConfig
+from ph2p.config.method import MethodConfig
+from ph2p.config.schema import Config
 from ph2p.config.settings import as_yaml, difference, read_settings, settings
 from ph2p.config.sweep import jobs
 from ph2p.data import Targets

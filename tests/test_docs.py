@@ -72,7 +72,8 @@ def test_the_reference_holds_every_public_name_and_module(site: Path) -> None:
 
 def test_the_comment_behind_a_key_is_its_text(site: Path) -> None:
     page = (site / "reference" / "configuration.html").read_text(encoding="utf-8")
-    keys = re.findall(r"^    (\w+): .*  # ", (ROOT / "ph2p/config/schema.py").read_text(), re.MULTILINE)
+    source = "".join((ROOT / "ph2p" / "config" / name).read_text() for name in ("method.py", "schema.py"))
+    keys = re.findall(r"^    (\w+): .*  # ", source, re.MULTILINE)
     assert len(keys) > 50
     assert not [key for key in keys if f".{key}" not in page]
     assert "forward plus backward, everything but the final evaluation" in page

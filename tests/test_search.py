@@ -7,7 +7,7 @@ import torch
 
 from ph2p.config.budget import plan, race_cost, round_cost
 from ph2p.config.compose import load_config
-from ph2p.config.schema import SearchConfig
+from ph2p.config.method import SearchConfig
 from ph2p.errors import UserError
 from ph2p.inversion.draws import make_draws
 from ph2p.inversion.moves import MOVES, Position

@@ -9,7 +9,7 @@ from runs import light_denoiser
 
 from ph2p import load_config
 from ph2p.config.keywords import as_overrides
-from ph2p.config.schema import SearchConfig
+from ph2p.config.method import SearchConfig
 from ph2p.errors import UserError
 from ph2p.inversion.moves import MOVES, Position
 from ph2p.inversion.prompts import present, stacked

@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass
 
-from ph2p.config import schema
+from ph2p.config.method import MethodConfig, SearchConfig
 from ph2p.errors import UserError
 
 
@@ -15,7 +15,7 @@ class Plan:
     rounds: int  # of the search
 
 
-def plan(method: schema.MethodConfig) -> Plan:
+def plan(method: MethodConfig) -> Plan:
     """Divide a method's budget between optimisation, search and selection.
 
     The selection costs shortlist x draws forward samples, and finalists x steps x 2 for the renderings of the rule
@@ -44,11 +44,11 @@ def plan(method: schema.MethodConfig) -> Plan:
     return Plan(rest // epoch_cost if epoch_cost else 0, rounds)
 
 
-def race_cost(search: schema.SearchConfig, candidates: int) -> int:
+def race_cost(search: SearchConfig, candidates: int) -> int:
     """Forward samples of a race of so many candidates."""
     return sum(min(most, candidates) * draws for most, draws in search.race)
 
 
-def round_cost(search: schema.SearchConfig) -> int:
+def round_cost(search: SearchConfig) -> int:
     """Samples of a round at most: a gradient, forward and backward, and a race."""
     return 2 * search.draws + race_cost(search, search.race[0][0])

@@ -20,6 +20,7 @@ from yaml import YAMLError
 
 from ph2p.config import schema
 from ph2p.config.keys import options, schema_keys
+from ph2p.config.method import MethodConfig
 from ph2p.config.validate import validate
 from ph2p.config.words import CONSTRUCTORS, SEARCHPATH, Grammar, Word, flatten, group_words
 from ph2p.errors import UserError
@@ -102,7 +103,7 @@ def _register() -> None:
     store.store("schema", schema.Config)
     store.store("schema", schema.GeneratorConfig, group="generator")
     store.store("schema", schema.ScorerConfig, group="scorer")
-    store.store("schema", schema.MethodConfig, group="method")
+    store.store("schema", MethodConfig, group="method")
 
 
 def _one_line(error: Exception, words: Sequence[str]) -> str:

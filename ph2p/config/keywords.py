@@ -9,7 +9,7 @@ from typing import Any
 
 from hydra.core.override_parser.types import Quote, QuotedString
 
-from ph2p.config.schema import MethodConfig
+from ph2p.config.method import MethodConfig
 from ph2p.errors import UserError
 
 GROUPS = ("generator", "scorer", "method", "trainer", "debug")

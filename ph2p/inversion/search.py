@@ -15,7 +15,7 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
-from ph2p.config.schema import MethodConfig, SearchConfig
+from ph2p.config.method import MethodConfig, SearchConfig
 from ph2p.inversion.draws import Draws, make_draws, random_generator
 from ph2p.inversion.moves import Position, chosen_moves
 from ph2p.inversion.objectives import finite_or_infinite, losses_and_gradients

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ph2p.config.schema import MethodConfig
+from ph2p.config.method import MethodConfig
 from ph2p.errors import UserError
 from ph2p.inversion.draws import make_draws
 from ph2p.inversion.prompts import stacked

@@ -9,7 +9,8 @@ from typing import Any, TypeVar
 import torch
 from hydra.utils import instantiate
 
-from ph2p.config.schema import STARTS, Config, GeneratorConfig, MethodConfig, ScorerConfig
+from ph2p.config.method import STARTS, MethodConfig
+from ph2p.config.schema import Config, GeneratorConfig, ScorerConfig
 from ph2p.data import Targets
 from ph2p.errors import UserError
 from ph2p.inverter import Inverter
