@@ -96,7 +96,8 @@ def run_unet(args: argparse.Namespace, scenes: Scenes, pictures: np.ndarray) -> 
 
 
 def run_clip_image(args: argparse.Namespace, scenes: Scenes, pictures: np.ndarray) -> None:
-    stage = ClipImageStage(args.seed, args.clip_image_steps, scenes, pictures, args.weights, earlier_clip(args))
+    parts = args.weights, earlier_clip(args), args.work / ClipImageStage.name
+    stage = ClipImageStage(args.seed, args.clip_image_steps, scenes, pictures, *parts)
     train(stage, args)
     save_clip(stage.model, args.weights)
 
@@ -132,7 +133,8 @@ def earlier_clip(args: argparse.Namespace) -> CLIPModel:
         return CLIPModel.from_pretrained(args.start / "clip", dtype=torch.float32)
     model = CLIPModel(clip_config(load_tokenizer(args.weights)))
     state = torch.load(args.work / "clip" / "last.ckpt", weights_only=True)["state_dict"]
-    model.load_state_dict({name.removeprefix("model."): value for name, value in state.items()})
+    towers = {name: value for name, value in state.items() if name.startswith("model.")}
+    model.load_state_dict({name.removeprefix("model."): value for name, value in towers.items()})
     return model
 
 

@@ -4,10 +4,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 from transformers import CLIPConfig, CLIPModel, CLIPTextModel, CLIPTokenizer
 
+from ph2p.tiny.recipe.judge import HEADS, reading_loss, truths, turned
 from ph2p.tiny.recipe.scenes import IMAGE_SIZE, to_unit
 from ph2p.tiny.recipe.stage import Stage
 from ph2p.tiny.recipe.tokenizer import CONTEXT_LENGTH, tokenize
@@ -34,7 +35,8 @@ class ClipStage(Stage):
     """Contrastive training of both towers (Radford et al. 2021, arXiv 2103.00020) with fresh captions every step.
 
     Every other batch has two backgrounds only: random scenes are told apart by background, place and size, and the
-    nouns, which are to be learnt, hardly count.
+    nouns, which are to be learnt, hardly count. For the same reason the image tower also has to say what it sees, to
+    classifiers of nouns, colours, backgrounds and places that are thrown away afterwards.
     """
 
     name, batch_size, lr, weight_decay = "clip", 256, 2e-3, 0.05
@@ -47,14 +49,22 @@ class ClipStage(Stage):
         config = clip_config(tokenizer)
         config._attn_implementation = "eager"  # the fused attention's bf16 backward is slower on CPUs
         self.model = CLIPModel(config).train()
+        self.classifiers = nn.ModuleDict({name: nn.Linear(128, size) for name, size in HEADS.items()})
+
+    def trained(self) -> nn.Module:
+        return nn.ModuleDict({"clip": self.model, "class_": self.classifiers})
 
     def loss(self, rng: np.random.Generator, generator: torch.Generator) -> Tensor:
         scenes, pictures = self.pairs(rng)
         # Whole descriptions are to be told apart: an attribute is named with 90 %.
         captions = [random_caption(scene, rng, keep=0.9) for scene in scenes]
         ids = tokenize(self.tokenizer, captions, self.device)
-        images = worn(to_unit(pictures, self.device), generator)
-        return self.model(input_ids=ids, pixel_values=images, return_loss=True).loss
+        images = turned(to_unit(pictures, self.device), generator, resize=0.05)  # or "small" would be "medium"
+        images = worn(images, generator)
+        seen = self.model(input_ids=ids, pixel_values=images, return_loss=True)
+        said = {name: head(seen.vision_model_output.pooler_output) for name, head in self.classifiers.items()}
+        truth = {name: torch.from_numpy(values).to(self.device) for name, values in truths(scenes).items()}
+        return seen.loss + reading_loss(said, truth)
 
     def pairs(self, rng: np.random.Generator) -> tuple[list[Scene], np.ndarray]:
         """The scenes of a batch and their pictures (batch, 64, 64, 3)."""

@@ -36,7 +36,14 @@ class ClipImageStage(ClipStage):
     again = 6_000  # scenes that are repainted
 
     def __init__(
-        self, seed: int, steps: int, scenes: list[Scene], pictures: np.ndarray, weights: Path, earlier: CLIPModel
+        self,
+        seed: int,
+        steps: int,
+        scenes: list[Scene],
+        pictures: np.ndarray,
+        weights: Path,
+        earlier: CLIPModel,
+        work: Path,
     ):
         super().__init__(seed, steps, scenes, pictures, load_tokenizer(weights))
         self.model.load_state_dict(earlier.state_dict())
@@ -46,7 +53,13 @@ class ClipImageStage(ClipStage):
         self.related = [siblings(scene, self.siblings, rng) for scene in scenes[: self.known]]
         together = [scene for family in self.related for scene in family] + scenes[: self.again]
         clean = np.stack([render(scene, IMAGE_SIZE) for family in self.related for scene in family])
-        repainted = repaint(weights, self.tokenizer, together, np.concatenate([clean, pictures[: self.again]]))
+        kept = work / "repainted"
+        if not kept.exists():
+            print(f"repainting {len(together)} pictures", flush=True)
+            repainted = repaint(weights, self.tokenizer, together, np.concatenate([clean, pictures[: self.again]]))
+            with whole(kept) as folder:
+                np.save(folder / "pictures.npy", repainted)
+        repainted = np.load(kept / "pictures.npy")
         shape = (len(self.related), self.siblings, *clean.shape[1:])
         self.painted = clean.reshape(shape)  # (families, siblings, 64, 64, 3)
         self.painted_again, self.pictures_again = repainted[: len(clean)].reshape(shape), repainted[len(clean) :]

@@ -3,6 +3,7 @@
 CLIP was tuned on what the U-Net paints, so figures about painted pictures are not left to it.
 """
 
+import math
 from itertools import pairwise
 from pathlib import Path
 
@@ -68,13 +69,18 @@ class JudgeStage(Stage):
         rows = rng.integers(len(self.pictures), size=self.batch_size)
         images = disturbed(to_unit(self.pictures[rows], self.device), generator)
         truth = {name: torch.from_numpy(values[rows]).to(self.device) for name, values in self.truths.items()}
-        said = {name: logits.float() for name, logits in self.model(images).items()}
-        several = sum(
-            functional.binary_cross_entropy_with_logits(said[name], truth[name]) * HEADS[name] / 10
-            for name in ("noun", "colour")
-        )
-        one = sum(functional.cross_entropy(said[name], truth[name]) for name in ("background", "where"))
-        return several + one / 4
+        return reading_loss(self.model(images), truth)
+
+
+def reading_loss(said: dict[str, Tensor], truth: dict[str, Tensor]) -> Tensor:
+    """Cross entropy of what is read off, logits (B, classes) by head; nouns weigh most, they are hardest to learn."""
+    said = {name: logits.float() for name, logits in said.items()}
+    several = sum(
+        functional.binary_cross_entropy_with_logits(said[name], truth[name]) * HEADS[name] / 10
+        for name in ("noun", "colour")
+    )
+    one = sum(functional.cross_entropy(said[name], truth[name]) for name in ("background", "where"))
+    return several + one / 4
 
 
 def truths(scenes: list[Scene]) -> dict[str, np.ndarray]:
@@ -98,6 +104,23 @@ def where(scene: Scene) -> int:
     if scene.place:
         return WHERE.index(scene.place)
     return len(PLACES) + (scene.relation not in ("above", "below"))
+
+
+def turned(images: Tensor, generator: torch.Generator, resize: float) -> Tensor:
+    """Turn (B, 3, H, W) by up to 20 degrees, shear, stretch, move by up to 4 pixels and scale by up to e**`resize`.
+
+    A noun has four drawings in training: without, they are learnt by heart.
+    """
+    draw = torch.rand(len(images), 6, generator=generator, device=images.device) * 2 - 1
+    angle, shear, move = draw[:, 0] * math.radians(20), draw[:, 1] * 0.15, draw[:, 2:4] * 0.12
+    size, stretch = (draw[:, 4] * resize).exp(), (draw[:, 5] * 0.5 * resize).exp()
+    cosine, sine = angle.cos() * size, angle.sin() * size
+    rows = [
+        torch.stack(row, 1)
+        for row in ((cosine * stretch, shear - sine, move[:, 0]), (sine, cosine / stretch, move[:, 1]))
+    ]
+    grid = functional.affine_grid(torch.stack(rows, 1), list(images.shape), align_corners=False)
+    return functional.grid_sample(images, grid, padding_mode="border", align_corners=False)
 
 
 def disturbed(images: Tensor, generator: torch.Generator) -> Tensor:
