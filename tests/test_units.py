@@ -22,16 +22,19 @@ from ph2p.models.vocabulary import Vocabulary
 OPTIMIZERS = {
     "lbfgs": lambda p: BatchedLBFGS(p, max_eval=6, first_step=0.9),
     "adamw": lambda p: torch.optim.AdamW(p, lr=0.6, weight_decay=0.01),
-    "sgd": lambda p: torch.optim.SGD(p, lr=0.5),
+    "sgd": lambda p: torch.optim.SGD(p, lr=10.0),
 }
 CLIP_LIKE, T5_LIKE = 0.014, 1.0  # deviations of their tables
 
 
 class Tokens(L.Callback):
-    """Note each epoch's tokens, and the continuous prompt before them in units of the vocabulary."""
+    """Note the tokens at the start and after each epoch, and the continuous prompt before them in units of the vocabulary."""
 
     def __init__(self) -> None:
         self.tokens, self.moved = [], []
+
+    def on_train_start(self, trainer, module) -> None:
+        self.tokens.append(module.token_ids.tolist())
 
     def on_train_batch_end(self, trainer, module, *rest) -> None:
         spread = units_of("deviation", module.vocabulary)
