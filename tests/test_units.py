@@ -28,7 +28,7 @@ CLIP_LIKE, T5_LIKE = 0.014, 1.0  # deviations of their tables
 
 
 class Tokens(L.Callback):
-    """Note the tokens at the start and after each epoch, and the continuous prompt before them in units of the vocabulary."""
+    """Note the tokens at the start and after each epoch, and each step's prompt in units of the vocabulary."""
 
     def __init__(self) -> None:
         self.tokens, self.moved = [], []
@@ -90,7 +90,7 @@ def test_a_toy_is_optimised_alike_whatever_the_scale_of_its_table(generator, opt
 
 
 def rescaled(generator, scale: float) -> StableDiffusion:
-    """The same model with other embeddings: tables of tokens and positions times `scale`, their sum read divided by it."""
+    """The same model: its tables of tokens and positions times `scale`, and their sum divided by it again."""
     pipeline = copy.deepcopy(generator.pipeline)
     embeddings = pipeline.text_encoder.get_input_embeddings()
     layer = next(m for m in pipeline.text_encoder.modules() if embeddings in m.children())
@@ -157,7 +157,7 @@ def test_the_optimiser_moves_coordinates_and_everybody_else_sees_the_prompt(gene
     torch.testing.assert_close(module.coordinates.grad, weights * units.scale)
     module.move_to(weights)
     torch.testing.assert_close(module.prompt, weights)
-    assert isinstance(module.coordinates, nn.Parameter) and [*module.parameters()][0] is module.coordinates
+    assert isinstance(module.coordinates, nn.Parameter) and [p.shape for p in module.parameters()] == [(2, 4, 16)]
 
 
 def test_others_code_has_the_units_of_its_model_and_the_key_two_values():

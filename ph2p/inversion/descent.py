@@ -154,8 +154,9 @@ class Descent:
     def turn(self, rows: Tensor) -> None:
         """Gives `rows`, which stand at their `low`, a new direction and begins to search along it.
 
-        The first trial is `lr` quasi-Newton steps. Without history its root mean square is `lr * first_step`,
-        whatever the scale of the loss and the number of its numbers; Liu and Nocedal take length 1. A direction that does not descend costs the history.
+        The first trial is `lr` quasi-Newton steps. Without history the root mean square of its numbers is
+        `lr * first_step`, whatever their count and the scale of the loss; Liu and Nocedal take length 1. A direction
+        that does not descend costs the history.
         """
         low = self.search.low
         direction = -self.history.inverse_hessian_product(low.gradient)

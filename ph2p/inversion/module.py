@@ -22,8 +22,8 @@ OptimizerFactory = Callable[[list[nn.Parameter]], torch.optim.Optimizer]
 class PromptInversion(L.LightningModule):
     """The prompts of one image batch, optimised in the embedding space; row b is a problem of its own.
 
-    The parameter is X, the `coordinates` (B, M, D) of the prompts in `units`: P = origin + scale * X. So the optimiser's
-    rates and lengths are in these units, and everybody else sees the `prompt` P.
+    The parameter is X, the `coordinates` (B, M, D) of the prompts in `units`: P = origin + scale * X. So rates and
+    lengths of the optimiser are in these units, and everybody else sees the `prompt` P.
 
     `objective(prompt (B, M, D), token_ids (B, M), latents, draws)` gives losses (B,). With `straight_through`
     the objective sees the nearest tokens at every evaluation while the gradient moves the continuous prompt

@@ -1,4 +1,4 @@
-"""In what units a prompt is optimised: lengths and rates that mean the same whatever the scale of a model's embeddings."""
+"""The units of a prompt's coordinates: in them lengths and rates mean the same on models of any scale."""
 
 from typing import NamedTuple
 

@@ -81,10 +81,10 @@ class RunSession(Session):
 class LogCurves(L.Callback):
     """Write each epoch of a fit to a `RunLog`, for all prompts of the `images`: their restarts are `name#1` and so on.
 
-    `loss` is the epoch's last, `gradient_norm` that of the last evaluation (L2, over all tokens of a prompt, in `method.units`), and
-    `evaluations` counts those of the objective since the first epoch. `candidate_loss` is that of the hard prompt
-    which the epoch began with (a projection that snaps) or is at (straight-through); a method that never stands at one
-    has none.
+    `loss` is the epoch's last, `gradient_norm` that of the last evaluation (L2, over all tokens of a prompt, in
+    `method.units`), and `evaluations` counts those of the objective since the first epoch. `candidate_loss` is that
+    of the hard prompt which the epoch began with (a projection that snaps) or is at (straight-through); a method that
+    never stands at one has none.
     """
 
     def __init__(self, log: RunLog, images: Sequence[str]) -> None:
