@@ -44,7 +44,8 @@ class PromptInversion(L.LightningModule):
     ) -> None:
         super().__init__()
         self.automatic_optimization = False  # the losses are (B,), and the optimiser calls back for more
-        self._frozen = (objective, vocabulary, units)  # a tuple hides them from state_dict()
+        self._frozen = (objective, vocabulary)  # a tuple hides them from state_dict()
+        self.units = units
         self._optimizer_factory = optimizer  # None: nothing is trained
         self.microbatch = microbatch or MicroBatch()
         self.straight_through = straight_through
@@ -63,12 +64,12 @@ class PromptInversion(L.LightningModule):
     @property
     def prompt(self) -> Tensor:
         """The prompt embeddings P (B, M, D) as they stand."""
-        return self._frozen[2].prompt(self.coordinates)
+        return self.units.prompt(self.coordinates)
 
     @torch.no_grad()
     def move_to(self, prompt: Tensor) -> None:
         """Go on from these prompt embeddings (B, M, D)."""
-        self.coordinates.copy_(self._frozen[2].coordinates(prompt))
+        self.coordinates.copy_(self.units.coordinates(prompt))
 
     def forward(self, latents: Tensor, draws: Draws, rows: slice = slice(None)) -> Tensor:
         """Losses (B,) of the prompts as they stand, or of some `rows`, whose latents and draws are then given."""
