@@ -95,7 +95,7 @@ class Notes(L.Callback):
             prompt = module.prompt
             nearest = module.vocabulary.embed(module.vocabulary.nearest(prompt))
             self._note("distance", (prompt - nearest).norm(dim=-1).mean(1))
-            self._note("gradient", prompt.grad.flatten(1).norm(dim=1))
+            self._note("gradient", module.coordinates.grad.flatten(1).norm(dim=1))
             self._note("soft", module.losses)
 
     def after(self, module: Any) -> None:

@@ -31,6 +31,7 @@ from ph2p.inversion.session import BestSoFar, EachStep, Session, stoppable
 from ph2p.inversion.starts import starting_tokens
 from ph2p.inversion.steps import InversionData
 from ph2p.inversion.trail import Trail
+from ph2p.inversion.units import units_of
 from ph2p.models.counter import Spent
 from ph2p.models.generators import Generator
 from ph2p.models.scorer import Scorer
@@ -123,10 +124,12 @@ class Inverter:
             vocabulary,
             start,
             instantiate(method.optimizer, _partial_=True),
+            units_of(method.units, self.generator.vocabulary),  # whatever words are left out
             method.straight_through,
             self.generator.microbatch,
-            judge(start[:, None])[:, 0] if judge else None,
         )
+        if judge:
+            module.token_losses = judge(start[:, None])[:, 0]
         history = CandidateHistory(method.snap, judge is not None)
         projection = DelayedProjection(method.snap, judge, method.projection_scales)
         data = self._data(batch, objective, keys, start.shape[1])

@@ -23,6 +23,7 @@ from ph2p.inversion.projection import DelayedProjection
 from ph2p.inversion.selection import Pool
 from ph2p.inversion.session import Session
 from ph2p.inversion.steps import InversionData
+from ph2p.inversion.units import units_of
 from ph2p.inverter import Inverter
 
 WINDOW = (500, 1000)
@@ -247,9 +248,11 @@ def fitted(vocabulary, snap: bool, straight_through: bool = False, judge=None) -
         vocabulary,
         start,
         lambda p: torch.optim.SGD(p, lr=0.1),
+        units_of("embedding", vocabulary),
         straight_through,
-        token_losses=judge(start[:, None])[:, 0] if judge else None,
     )
+    if judge:
+        module.token_losses = judge(start[:, None])[:, 0]
     before, after = Watch(), Watch()
     trainer = L.Trainer(
         accelerator="cpu",
@@ -315,7 +318,7 @@ def test_without_snap_the_prompt_goes_on(generator):
         assert torch.equal(prompt, same)
         assert torch.equal(tokens, brute_force(generator.vocabulary, prompt))
     assert not torch.equal(after.prompts[0], after.prompts[1])
-    kept = {"prompt", "token_ids", "token_losses", "losses", "first_losses", "evaluations"}
+    kept = {"coordinates", "token_ids", "token_losses", "losses", "first_losses", "evaluations"}
     assert set(module.state_dict()) == kept  # nothing frozen
 
 
@@ -324,17 +327,18 @@ def test_straight_through_sees_tokens_and_moves_the_continuous_prompt(generator)
     assert not torch.equal(module.prompt, generator.vocabulary.embed(module.token_ids))
     seen = []
     module._frozen = (lambda prompt, *rest: seen.append(prompt) or bowl(prompt, *rest), module.vocabulary)
-    latents, module.prompt.grad = torch.zeros(3, 1, 4, 16), None
+    latents, module.coordinates.grad = torch.zeros(3, 1, 4, 16), None
     module(latents, None).sum().backward()
     hard = generator.vocabulary.embed(brute_force(generator.vocabulary, module.prompt))
     torch.testing.assert_close(seen[0], hard)
-    torch.testing.assert_close(module.prompt.grad, 2 * hard)
+    torch.testing.assert_close(module.coordinates.grad, 2 * hard)
 
 
 def test_lbfgs_forgets_between_epochs(generator):
     parameter = torch.nn.Parameter(torch.randn(2, 3))
     optimizer = BatchedLBFGS([parameter], max_eval=4)
-    module = PromptInversion(bowl, generator.vocabulary, generator.vocabulary.allowed_ids[:2, None], None)
+    units = units_of("embedding", generator.vocabulary)
+    module = PromptInversion(bowl, generator.vocabulary, generator.vocabulary.allowed_ids[:2, None], None, units)
 
     def closure():
         optimizer.zero_grad()

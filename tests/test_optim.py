@@ -116,7 +116,8 @@ def torch_reference(loss, start: Tensor) -> tuple[float, int]:
 @pytest.mark.parametrize("problem", PROBLEMS)
 def test_rows_reach_the_minima_of_scipy_and_torch_in_similar_evaluations(problem, line_search):
     loss, start = PROBLEMS[problem]
-    run = Run(loss, start, max_eval=1000, line_search=line_search, tolerance_change=1e-14)
+    first_step = start.shape[1] ** -0.5  # a first trial of length 1, as scipy's
+    run = Run(loss, start, max_eval=1000, line_search=line_search, tolerance_change=1e-14, first_step=first_step)
     losses = run.step()
     used = run.optimizer.evaluations
     assert len(run.record) == used.max() < 1000
@@ -268,6 +269,17 @@ def test_armijo_takes_the_first_decrease_that_strong_wolfe_finds_too_short():
     wolfe, armijo = ([x.item() for x, _, _ in run.record[:3]] for run in runs)
     assert wolfe == pytest.approx([1, 0.99, 0.9])  # ten times the first step
     assert armijo == pytest.approx([1, 0.99, 0])  # a quasi-Newton step
+
+
+@pytest.mark.parametrize("size", [1, 7, 400])
+def test_a_first_trial_is_as_far_in_each_number_however_many_there_are(size):
+    weights = torch.stack([1e-3 * normal(size, seed=11), 1e3 * normal(size, seed=12)])
+    run = Run(lambda x, r: (weights[r] * x).sum(-1), torch.ones(2, size, dtype=double), first_step=0.3, lr=0.5)
+    run.step()
+    (start, _, gradient), (trial, _, _) = run.record[:2]
+    moved = trial - start
+    torch.testing.assert_close(moved.square().mean(-1).sqrt(), torch.full((2,), 0.15, dtype=double))
+    assert (torch.cosine_similarity(moved, -gradient) > 1 - 1e-12).all()
 
 
 def test_a_row_stops_at_its_tolerance_of_the_gradient():

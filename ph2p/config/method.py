@@ -81,6 +81,7 @@ class MethodConfig:
     word_price: float = 0.0  # what a token must bring to stay, as a part of all that a prompt gains over no words
     straight_through: bool = False  # project at every evaluation, gradient to the continuous prompt
     projection: str = "euclid"  # the nearest token by Euclidean distance; cosine: by the angle alone
+    units: str = "deviation"  # of the optimiser's rates and lengths: the vocabulary's spread; embedding: none, as it is
     optimizer: dict[str, Any] | None = None  # constructor call of a torch optimiser (_target_); null: keep the start
     search: SearchConfig | None = None  # discrete search after the optimisation; null: none
     selection: SelectionConfig = field(default_factory=SelectionConfig)  # how the winner is chosen
@@ -99,6 +100,7 @@ class MethodConfig:
         text = self.init not in STARTS
         checks.require(text or not self.pad_init, "method.pad_init", self.pad_init, "it needs words in method.init")
         checks.require_choice("method.projection", self.projection, ("euclid", "cosine"))
+        checks.require_choice("method.units", self.units, ("deviation", "embedding"))
         fits = rows == "auto" or checks.is_whole(rows, 1)
         checks.require(fits, "method.microbatch", rows, "give auto or a whole number of at least 1")
         evaluations = (self.optimizer or {}).get("max_eval", 1)

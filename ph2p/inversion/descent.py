@@ -27,7 +27,7 @@ class LBFGSOptions:
     max_eval: int = 20  # evaluations in one `step`
     history_size: int = 10  # curvature pairs that a row keeps (N&W, section 7.2: 3 to 20)
     line_search: str = "strong_wolfe"  # N&W, algorithms 3.5 and 3.6; or "armijo": backtracking, algorithm 3.1
-    first_step: float = 1.0  # length of a row's first trial without history, times `lr` (Liu and Nocedal: 1)
+    first_step: float = 1.0  # root mean square of the numbers of a row's first trial move without history, times `lr`
     tolerance_grad: float = 1e-7  # bound on the largest entry of a row's gradient (as torch.optim.LBFGS)
     tolerance_change: float = 1e-9  # bound on a row's largest move and on the change of its loss (as torch.optim.LBFGS)
     c1: float = 1e-4  # of sufficient decrease (N&W 3.6a), 0 < c1 < c2 < 1
@@ -154,16 +154,17 @@ class Descent:
     def turn(self, rows: Tensor) -> None:
         """Gives `rows`, which stand at their `low`, a new direction and begins to search along it.
 
-        The first trial is `lr` quasi-Newton steps. Without history it is `lr * first_step` long, whatever the
-        scale of the loss; Liu and Nocedal take length 1. A direction that does not descend costs the history.
+        The first trial is `lr` quasi-Newton steps. Without history the root mean square of its numbers is
+        `lr * first_step`, whatever their count and the scale of the loss; Liu and Nocedal take length 1. A direction
+        that does not descend costs the history.
         """
         low = self.search.low
         direction = -self.history.inverse_hessian_product(low.gradient)
         descends = dot(direction, low.gradient) < 0
         direction = where_rows(descends, direction, -low.gradient)
         self.history = self.history.clear(rows & ~descends)
-        length = low.gradient.norm(dim=-1).clamp(min=torch.finfo(direction.dtype).tiny)
-        trial = self.options.lr * torch.where(self.history.filled(), 1, self.options.first_step / length)
+        mean = (low.gradient.norm(dim=-1) / direction.shape[-1] ** 0.5).clamp(min=torch.finfo(direction.dtype).tiny)
+        trial = self.options.lr * torch.where(self.history.filled(), 1, self.options.first_step / mean)
         start = low._replace(step=torch.zeros_like(trial), slope=dot(direction, low.gradient))
         self.direction = where_rows(rows, direction, self.direction)
         self.search = where_rows(rows, start_search(start, trial), self.search)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ph2p.inversion.draws import Draws
 from ph2p.inversion.objectives import rows_of_gradient
+from ph2p.inversion.units import Units
 from ph2p.models.microbatch import MicroBatch, parts
 from ph2p.models.vocabulary import Vocabulary
 
@@ -20,6 +21,9 @@ OptimizerFactory = Callable[[list[nn.Parameter]], torch.optim.Optimizer]
 
 class PromptInversion(L.LightningModule):
     """The prompts of one image batch, optimised in the embedding space; row b is a problem of its own.
+
+    The parameter is X, the `coordinates` (B, M, D) of the prompts in `units`: P = origin + scale * X. So rates and
+    lengths of the optimiser are in these units, and everybody else sees the `prompt` P.
 
     `objective(prompt (B, M, D), token_ids (B, M), latents, draws)` gives losses (B,). With `straight_through`
     the objective sees the nearest tokens at every evaluation while the gradient moves the continuous prompt
@@ -34,20 +38,20 @@ class PromptInversion(L.LightningModule):
         vocabulary: Vocabulary,
         token_ids: Tensor,
         optimizer: OptimizerFactory | None,
+        units: Units,
         straight_through: bool = False,
         microbatch: MicroBatch | None = None,
-        token_losses: Tensor | None = None,
     ) -> None:
         super().__init__()
         self.automatic_optimization = False  # the losses are (B,), and the optimiser calls back for more
         self._frozen = (objective, vocabulary)  # a tuple hides them from state_dict()
+        self.units = units
         self._optimizer_factory = optimizer  # None: nothing is trained
         self.microbatch = microbatch or MicroBatch()
         self.straight_through = straight_through
-        self.prompt = nn.Parameter(vocabulary.embed(token_ids).clone())  # (B, M, D)
+        self.coordinates = nn.Parameter(units.coordinates(vocabulary.embed(token_ids)))  # X (B, M, D)
         self.register_buffer("token_ids", token_ids.clone())  # (B, M), the last projection
-        unknown = torch.full((len(token_ids),), torch.inf)
-        self.register_buffer("token_losses", unknown if token_losses is None else token_losses)  # (B,), of token_ids
+        self.register_buffer("token_losses", torch.full((len(token_ids),), torch.inf))  # (B,), of token_ids, if known
         self.register_buffer("losses", torch.full((len(token_ids),), torch.nan))  # (B,), the last step's
         self.register_buffer("first_losses", self.losses.clone())  # (B,), where the epoch began
         self.register_buffer("evaluations", torch.zeros((), dtype=torch.long))  # of the objective, a row
@@ -56,6 +60,16 @@ class PromptInversion(L.LightningModule):
     @property
     def vocabulary(self) -> Vocabulary:
         return self._frozen[1]
+
+    @property
+    def prompt(self) -> Tensor:
+        """The prompt embeddings P (B, M, D) as they stand."""
+        return self.units.prompt(self.coordinates)
+
+    @torch.no_grad()
+    def move_to(self, prompt: Tensor) -> None:
+        """Go on from these prompt embeddings (B, M, D)."""
+        self.coordinates.copy_(self.units.coordinates(prompt))
 
     def forward(self, latents: Tensor, draws: Draws, rows: slice = slice(None)) -> Tensor:
         """Losses (B,) of the prompts as they stand, or of some `rows`, whose latents and draws are then given."""
@@ -74,7 +88,7 @@ class PromptInversion(L.LightningModule):
 
         def evaluate(size: int) -> Tensor:
             optimizer.zero_grad()
-            losses = torch.zeros(rows_in_all, dtype=self.prompt.dtype, device=self.device)  # (B,)
+            losses = torch.zeros(rows_in_all, dtype=self.coordinates.dtype, device=self.device)  # (B,)
             for rows, columns, weight in parts(rows_in_all, number, size):
                 some = weight * self(latents[rows], draws[rows, columns], rows)
                 self.manual_backward(some.sum())  # rows share no parameter: the sum's gradient is each row's own
@@ -94,4 +108,4 @@ class PromptInversion(L.LightningModule):
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         assert self._optimizer_factory is not None
-        return self._optimizer_factory([self.prompt])
+        return self._optimizer_factory([self.coordinates])

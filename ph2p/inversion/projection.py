@@ -53,11 +53,12 @@ class DelayedProjection(L.Callback):
     def on_train_epoch_end(self, trainer: L.Trainer, module: PromptInversion) -> None:
         if module.straight_through:
             return  # projected at every evaluation
-        finite = module.prompt.isfinite().flatten(1).all(1)[:, None]  # (B, 1); a diverged row keeps its tokens
-        projected = self._judged(module, self.judge, finite) if self.judge else module.vocabulary.nearest(module.prompt)
+        prompt = module.prompt  # (B, M, D)
+        finite = prompt.isfinite().flatten(1).all(1)[:, None]  # (B, 1); a diverged row keeps its tokens
+        projected = self._judged(module, self.judge, finite) if self.judge else module.vocabulary.nearest(prompt)
         module.token_ids = torch.where(finite, projected, module.token_ids)
         if self.snap:
-            module.prompt.copy_(module.vocabulary.embed(self.best["token_ids"] if self.judge else module.token_ids))
+            module.move_to(module.vocabulary.embed(self.best["token_ids"] if self.judge else module.token_ids))
         for optimizer in trainer.optimizers:
             if isinstance(optimizer, Forgetful):
                 optimizer.reset()

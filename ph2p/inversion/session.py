@@ -68,7 +68,7 @@ class Session:
 
     def fit(self, module: PromptInversion, data: InversionData, epochs: int, callbacks: Sequence[L.Callback]) -> None:
         """Train for so many epochs on the module's device."""
-        device = module.prompt.device
+        device = module.coordinates.device
         devices = 1 if device.index is None else [device.index]
         every = [*callbacks, EpochProgress(self)]
         trainer = L.Trainer(accelerator=device.type, devices=devices, max_epochs=epochs, callbacks=every, **PLAIN)

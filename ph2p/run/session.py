@@ -81,10 +81,10 @@ class RunSession(Session):
 class LogCurves(L.Callback):
     """Write each epoch of a fit to a `RunLog`, for all prompts of the `images`: their restarts are `name#1` and so on.
 
-    `loss` is the epoch's last, `gradient_norm` that of the last evaluation (L2, over all tokens of a prompt), and
-    `evaluations` counts those of the objective since the first epoch. `candidate_loss` is that of the hard prompt
-    which the epoch began with (a projection that snaps) or is at (straight-through); a method that never stands at one
-    has none.
+    `loss` is the epoch's last, `gradient_norm` that of the last evaluation (L2, over all tokens of a prompt, in
+    `method.units`), and `evaluations` counts those of the objective since the first epoch. `candidate_loss` is that
+    of the hard prompt which the epoch began with (a projection that snaps) or is at (straight-through); a method that
+    never stands at one has none.
     """
 
     def __init__(self, log: RunLog, images: Sequence[str]) -> None:
@@ -96,9 +96,9 @@ class LogCurves(L.Callback):
         snap = any(isinstance(other, DelayedProjection) and other.snap for other in trainer.callbacks)
         if snap or module.straight_through:
             values["candidate_loss"] = (module.losses if module.straight_through else module.first_losses).tolist()
-        if module.prompt.grad is not None:
-            values["gradient_norm"] = module.prompt.grad.float().flatten(1).norm(dim=1).tolist()
-        restarts = len(module.prompt) // len(self.images)
+        if (gradient := module.coordinates.grad) is not None:
+            values["gradient_norm"] = gradient.float().flatten(1).norm(dim=1).tolist()
+        restarts = len(module.coordinates) // len(self.images)
         names = [f"{name}#{r}" if r else name for name in self.images for r in range(restarts)]
         values["evaluations"] = [int(module.evaluations)] * len(names)
         by_row = {name: {key: some[row] for key, some in values.items()} for row, name in enumerate(names)}
