@@ -16,7 +16,7 @@ from ph2p.evaluation.measurement import Measurement
 from ph2p.evaluation.result import InversionResult
 from ph2p.inversion.batch import Batch
 from ph2p.inversion.captioning import Captioner, caption_tokens, make_captioner
-from ph2p.inversion.draws import Draws
+from ph2p.inversion.fluency import Fluency, make_fluency
 from ph2p.inversion.history import CandidateHistory
 from ph2p.inversion.judge import Judge
 from ph2p.inversion.meter import Meter
@@ -26,11 +26,12 @@ from ph2p.inversion.objectives import Objective, make_objective
 from ph2p.inversion.projection import DelayedProjection
 from ph2p.inversion.prompts import present
 from ph2p.inversion.search import Search
-from ph2p.inversion.selection import Candidate, Pool, Rule, distinct, make_rule, shortlist, validate_candidates
+from ph2p.inversion.selection import Candidate, Pool, Rule, distinct, make_rule, shortlist
 from ph2p.inversion.session import BestSoFar, EachStep, Session, stoppable
 from ph2p.inversion.starts import starting_tokens
 from ph2p.inversion.steps import InversionData
 from ph2p.inversion.trail import Trail
+from ph2p.inversion.validation import Validation, losses_on
 from ph2p.models.counter import Spent
 from ph2p.models.generators import Generator
 from ph2p.models.scorer import Scorer
@@ -49,7 +50,13 @@ class Inverter:
     backbones: Backbones | None = None  # that judge what was found; None: those that the configuration names
 
     def __post_init__(self) -> None:
-        self._objective(), self._rule(), self._measurement(), self._captioner()  # what does not fit is said now
+        (
+            self._objective(),
+            self._rule(),
+            self._measurement(),
+            self._captioner(),
+            self._fluency(),
+        )  # what does not fit is said now
         method = self.cfg.method
         chosen_moves(method.search.moves if method.search else {})
         self.vocabulary = self.generator.vocabulary.choosing(method.require, method.forbid)  # of the prompts
@@ -223,13 +230,16 @@ class Inverter:
 
         Both are by the image's row: the candidates, and what is wrong with the images that have none.
         """
-        method, rule = self.cfg.method, self._rule()
+        method, rule, fluency = self.cfg.method, self._rule(), self._fluency()
         draws = batch.draws(self.cfg.seed, "validation", method.selection.draws, method.timesteps)
         found, failed = {}, {}
         for row in range(len(batch.ids)):
-            meter = Meter(self.generator.counter)
+            meter, one = Meter(self.generator.counter), slice(row, row + 1)
+            losses = losses_on(self.generator, batch.latents[one], draws[one])
+            validation = Validation(losses, method.word_price, fluency)
             try:
-                found[row] = rule(batch.features[row], self._candidates(batch, row, pool, draws))
+                ranked = rule(batch.features[row], self._candidates(batch, row, pool, validation))
+                found[row] = validation.ordered(ranked, method.selection.orders, self.vocabulary)
             except TargetError as error:
                 failed[row] = error
             batch.spend(meter.total(), row)
@@ -239,10 +249,13 @@ class Inverter:
     def _rule(self) -> Rule:
         return make_rule(self.generator, self.scorer, self.cfg)
 
-    def _candidates(self, batch: Batch, row: int, pool: Pool, draws: Draws) -> list[Candidate]:
-        """An image's candidates for the rule: its shortlist with losses on the validation draws, best first, or all
-        that was visited where the rule needs no losses; raises TargetError if there is none."""
-        method, vocabulary, one = self.cfg.method, self.vocabulary, slice(row, row + 1)
+    def _fluency(self) -> Fluency | None:
+        return make_fluency(self.cfg.method, self.generator.device)
+
+    def _candidates(self, batch: Batch, row: int, pool: Pool, validation: Validation) -> list[Candidate]:
+        """An image's candidates for the rule: its shortlist as the validation ranks it, or all that was visited where
+        the rule needs no losses; raises TargetError if there is none."""
+        method, vocabulary = self.cfg.method, self.vocabulary
         read = vocabulary.read_back if method.written else vocabulary.repair
         entries = pool.token_ids[row], pool.losses[row], pool.epochs[row].tolist()
         if method.selection.validates:
@@ -253,8 +266,7 @@ class Inverter:
             raise TargetError(f"{batch.ids[row]}: no candidate reads back as its tokens: give another seed")
         if not method.selection.validates:
             return some
-        scored = validate_candidates(self.generator, batch.latents[one], some, draws[one], method.word_price)
-        if not scored:
+        if not (scored := validation.ranked(some)):
             raise TargetError(
                 f"{batch.ids[row]}: its loss is not finite whatever the prompt: "
                 "give trainer.precision=32-true, or leave the image out"

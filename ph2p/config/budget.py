@@ -18,8 +18,9 @@ class Plan:
 def plan(method: MethodConfig) -> Plan:
     """Divide a method's budget between optimisation, search and selection.
 
-    The selection costs shortlist x draws forward samples, and finalists x steps x 2 for the renderings of the rule
-    "renderings" (twice for the guidance); the rule "released" costs shortlist x steps x 2 alone, "clip_text" nothing.
+    The selection costs shortlist x draws forward samples, draws more for no words where words have a price or fluency
+    counts, orders x draws where that does, and finalists x steps x 2 for the renderings of the rule "renderings" (twice
+    for the guidance); the rule "released" costs shortlist x steps x 2 alone, "clip_text" nothing.
     An evaluation of the objective costs N forward and N backward samples a restart, judging the start or one of an
     epoch's projections `judge_draws` forward samples a restart. A CLIP evaluation is charged like one of the
     denoiser, so that methods of the same budget take the same number of steps.
@@ -30,7 +31,7 @@ def plan(method: MethodConfig) -> Plan:
     if method.optimizer is not None:
         evaluations = method.steps * method.optimizer.get("max_eval", 1)
         epoch_cost = 2 * method.draws * method.restarts * evaluations + judged * len(method.projection_scales)
-    selection = judged + ((choice.shortlist + (method.word_price > 0)) * choice.draws if choice.validates else 0)
+    selection = judged + (_scored(method) * choice.draws if choice.validates else 0)
     selection += 2 * choice.steps * {"renderings": choice.finalists, "released": choice.shortlist}.get(choice.rule, 0)
     rest, enough, rounds = method.budget - selection, selection + epoch_cost, 0
     if search:
@@ -42,6 +43,12 @@ def plan(method: MethodConfig) -> Plan:
     if rest < epoch_cost:
         raise UserError(f"method.budget={method.budget}: too small for this method; give {enough} samples or more")
     return Plan(rest // epoch_cost if epoch_cost else 0, rounds)
+
+
+def _scored(method: MethodConfig) -> int:
+    """Prompts of an image that the selection scores at most: the shortlist, no words, and orders of the winner's."""
+    relative = method.word_price > 0 or method.fluency > 0
+    return method.selection.shortlist + relative + (method.selection.orders if method.fluency else 0)
 
 
 def race_cost(search: SearchConfig, candidates: int) -> int:
