@@ -8,7 +8,7 @@ import torch
 from hydra.utils import instantiate
 from torch import Tensor
 
-from ph2p.config.budget import plan
+from ph2p.config.budget import first_epochs, kept_starts, plan
 from ph2p.config.schema import Config
 from ph2p.data import Target, TargetError
 from ph2p.evaluation.backbones import Backbones
@@ -17,6 +17,7 @@ from ph2p.evaluation.result import InversionResult
 from ph2p.inversion.batch import Batch
 from ph2p.inversion.captioning import Captioner, caption_tokens, make_captioner
 from ph2p.inversion.fluency import Fluency, make_fluency
+from ph2p.inversion.halving import Halving, agreements, finishers
 from ph2p.inversion.history import CandidateHistory
 from ph2p.inversion.judge import Judge
 from ph2p.inversion.meter import Meter
@@ -30,7 +31,6 @@ from ph2p.inversion.selection import Candidate, Pool, Rule, distinct, make_rule,
 from ph2p.inversion.session import BestSoFar, EachStep, Session, stoppable
 from ph2p.inversion.starts import starting_tokens
 from ph2p.inversion.steps import InversionData
-from ph2p.inversion.trail import Trail
 from ph2p.inversion.validation import Validation, losses_on
 from ph2p.models.counter import Spent
 from ph2p.models.generators import Generator
@@ -120,8 +120,7 @@ class Inverter:
         keys = [f"{key}#{r}" if r else key for key in batch.keys for r in range(method.restarts)]
         captions = self._captions(batch)
         start = starting_tokens(vocabulary, self.scorer, method, self.cfg.seed, keys, batch.features, captions)
-        epochs, first = plan(method).epochs, torch.arange(len(batch.ids)) * method.restarts  # of each image's rows
-        if not epochs:
+        if not (epochs := plan(method).epochs):
             return Pool.begun(start, len(batch.ids)), None, torch.zeros(len(batch.ids), 0)
         judge = self._judge(batch) if method.judge_draws else None
         objective = self._objective()
@@ -138,24 +137,17 @@ class Inverter:
         projection = DelayedProjection(method.snap, judge, method.projection_scales)
         data = self._data(batch, objective, keys, start.shape[1])
         watch = EachStep(lambda: self._tell(batch, history, session), self._enough(batch, session))
-        session.fit(module, data, epochs, [projection, history, meter, watch])
+        halving = Halving(projection, method.restarts, kept_starts(method), first_epochs(epochs))
+        session.fit(module, data, epochs, [projection, history, meter, watch, halving])
+        first = finishers(module.alive, method.restarts)
+        batch.trails = history.trails(first, self.generator.vocabulary.words, method)
+        batch.agreements = agreements(history.best(), self.vocabulary.decode, method.restarts)
         judged = judge.samples if judge else []
-        batch.trails = self._trails(history, len(batch.ids))
         batch.spend(meter.total() - Spent(sum(judged)))
         for row, samples in enumerate(judged):
             batch.spend(Spent(samples), row // method.restarts)
         prompts = module.prompt.detach()[first].to(self.generator.device)
         return history.pool(len(batch.ids), self.generator.device), prompts, history.curves(first)
-
-    def _trails(self, history: CandidateHistory, images: int) -> list[Trail]:
-        """What each image's prompt has passed through so far."""
-        method, found = self.cfg.method, []
-        for image in range(images):
-            trail = history.trail(image * method.restarts, self.generator.vocabulary.words)
-            trail.hard = "all" if method.straight_through else "first of each epoch" if method.snap else "first"
-            trail.restarts = method.restarts
-            found.append(trail)
-        return found
 
     def _captions(self, batch: Batch) -> list[list[int]]:
         """The tokens of each row's caption, where the method starts from captions."""
