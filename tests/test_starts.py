@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from runs import SMALL, Runner, found, make_pictures
 
 from ph2p.config.budget import first_epochs, kept_starts, plan
 from ph2p.config.compose import load_config
@@ -91,3 +92,30 @@ def test_the_best_preset_has_starts_to_drop():
     best, usual = load_config(["method=best"]).method, load_config(["method=ph2p_plus"]).method
     assert best.budget == 3 * usual.budget and kept_starts(best) == 1
     assert plan(best).epochs > plan(usual).epochs and plan(best).rounds > plan(usual).rounds
+
+
+def test_an_interrupted_run_drops_the_same_starts(model_overrides, tmp_path):
+    pictures = make_pictures(tmp_path / "pictures", 2)
+    words = [*SMALL, *model_overrides, f"output={tmp_path}/out", f"data.path={pictures}"]
+    runner = Runner([*words, "method.restarts=3", "method.budget=400"])
+    assert plan(runner.inverter.cfg.method).epochs >= 4
+
+    def ending(inverter, targets, session):
+        report, left = session.report, [4]
+
+        def counting(stage, done, total):
+            report(stage, done, total)
+            left[0] -= bool(done)
+            if left[0] <= 0:
+                raise RuntimeError(stage)
+
+        session.report = counting
+        return inverter(targets, session)
+
+    assert runner.run("name=whole") == 0
+    interrupted = 0
+    while (code := runner.run("name=parts", call=ending)) != 0:
+        assert code == 70 and interrupted < 40
+        interrupted += 1
+    assert interrupted >= 2
+    assert found(tmp_path / "out" / "parts") == found(tmp_path / "out" / "whole")
