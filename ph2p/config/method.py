@@ -45,9 +45,7 @@ class SelectionConfig:
     finalists: int = 3  # at most; best of the shortlist that are rendered and ranked by CLIP image similarity
     margin: float = 0.02  # a finalist's loss exceeds the best one's by this part of it at most; CLIP decides among them
     steps: int = 15  # denoising steps of those renderings
-    orders: int = (
-        8  # of the winner's words, proposed by the language model, scored too; where method.fluency is above 0
-    )
+    orders: int = 8  # of the winner's words that the language model proposes, scored where method.fluency > 0
 
     def __post_init__(self) -> None:
         checks.require_finite("method.selection.margin", self.margin)
@@ -80,7 +78,7 @@ class MethodConfig:
     judge_draws: int = 0  # N of fixed draws that tell the best prompt so far, from which an epoch starts; 0: the last
     projection_scales: list[float] = field(default_factory=lambda: [1.0])  # lengths of an epoch's move that it projects
     restarts: int = (
-        1  # starts an image; where a judge compares them, the better half alone goes on after half the epochs
+        1  # starts an image; where a judge compares them, only the better half goes on after half the epochs
     )
     microbatch: Any = "auto"  # denoiser rows at once; auto: all, and half as many whenever memory runs out
     snap: bool = True  # the next epoch starts from the projected embeddings
