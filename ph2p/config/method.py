@@ -77,9 +77,7 @@ class MethodConfig:
     steps: int = 1  # optimiser steps an epoch; the prompt is projected at the end of an epoch
     judge_draws: int = 0  # N of fixed draws that tell the best prompt so far, from which an epoch starts; 0: the last
     projection_scales: list[float] = field(default_factory=lambda: [1.0])  # lengths of an epoch's move that it projects
-    restarts: int = (
-        1  # starts an image; where a judge compares them, only the better half goes on after half the epochs
-    )
+    restarts: int = 1  # starts an image; where a judge compares them, the better half goes on after half the epochs
     microbatch: Any = "auto"  # denoiser rows at once; auto: all, and half as many whenever memory runs out
     snap: bool = True  # the next epoch starts from the projected embeddings
     word_price: float = 0.0  # what a token must bring to stay, as a part of all that a prompt gains over no words
