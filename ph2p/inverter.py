@@ -8,7 +8,7 @@ import torch
 from hydra.utils import instantiate
 from torch import Tensor
 
-from ph2p.config.budget import plan
+from ph2p.config.budget import first_epochs, kept_starts, plan
 from ph2p.config.schema import Config
 from ph2p.data import Target, TargetError
 from ph2p.evaluation.backbones import Backbones
@@ -16,7 +16,8 @@ from ph2p.evaluation.measurement import Measurement
 from ph2p.evaluation.result import InversionResult
 from ph2p.inversion.batch import Batch
 from ph2p.inversion.captioning import Captioner, caption_tokens, make_captioner
-from ph2p.inversion.draws import Draws
+from ph2p.inversion.fluency import Fluency, make_fluency
+from ph2p.inversion.halving import Halving, agreements, finishers
 from ph2p.inversion.history import CandidateHistory
 from ph2p.inversion.judge import Judge
 from ph2p.inversion.meter import Meter
@@ -26,12 +27,12 @@ from ph2p.inversion.objectives import Objective, make_objective
 from ph2p.inversion.projection import DelayedProjection
 from ph2p.inversion.prompts import present
 from ph2p.inversion.search import Search
-from ph2p.inversion.selection import Candidate, Pool, Rule, distinct, make_rule, shortlist, validate_candidates
+from ph2p.inversion.selection import Candidate, Pool, Rule, distinct, make_rule, shortlist
 from ph2p.inversion.session import BestSoFar, EachStep, Session, stoppable
 from ph2p.inversion.starts import starting_tokens
 from ph2p.inversion.steps import InversionData
-from ph2p.inversion.trail import Trail
 from ph2p.inversion.units import units_of
+from ph2p.inversion.validation import Validation, losses_on
 from ph2p.models.counter import Spent
 from ph2p.models.generators import Generator
 from ph2p.models.scorer import Scorer
@@ -50,7 +51,13 @@ class Inverter:
     backbones: Backbones | None = None  # that judge what was found; None: those that the configuration names
 
     def __post_init__(self) -> None:
-        self._objective(), self._rule(), self._measurement(), self._captioner()  # what does not fit is said now
+        (
+            self._objective(),
+            self._rule(),
+            self._measurement(),
+            self._captioner(),
+            self._fluency(),
+        )  # what does not fit is said now
         method = self.cfg.method
         chosen_moves(method.search.moves if method.search else {})
         self.vocabulary = self.generator.vocabulary.choosing(method.require, method.forbid)  # of the prompts
@@ -114,8 +121,7 @@ class Inverter:
         keys = [f"{key}#{r}" if r else key for key in batch.keys for r in range(method.restarts)]
         captions = self._captions(batch)
         start = starting_tokens(vocabulary, self.scorer, method, self.cfg.seed, keys, batch.features, captions)
-        epochs, first = plan(method).epochs, torch.arange(len(batch.ids)) * method.restarts  # of each image's rows
-        if not epochs:
+        if not (epochs := plan(method).epochs):
             return Pool.begun(start, len(batch.ids)), None, torch.zeros(len(batch.ids), 0)
         judge = self._judge(batch) if method.judge_draws else None
         objective = self._objective()
@@ -134,24 +140,17 @@ class Inverter:
         projection = DelayedProjection(method.snap, judge, method.projection_scales)
         data = self._data(batch, objective, keys, start.shape[1])
         watch = EachStep(lambda: self._tell(batch, history, session), self._enough(batch, session))
-        session.fit(module, data, epochs, [projection, history, meter, watch])
+        halving = Halving(projection, method.restarts, kept_starts(method), first_epochs(epochs))
+        session.fit(module, data, epochs, [projection, history, meter, watch, halving])
+        first = finishers(module.alive, method.restarts)
+        batch.trails = history.trails(first, self.generator.vocabulary.words, method)
+        batch.agreements = agreements(history.best(), self.vocabulary.decode, method.restarts)
         judged = judge.samples if judge else []
-        batch.trails = self._trails(history, len(batch.ids))
         batch.spend(meter.total() - Spent(sum(judged)))
         for row, samples in enumerate(judged):
             batch.spend(Spent(samples), row // method.restarts)
         prompts = module.prompt.detach()[first].to(self.generator.device)
         return history.pool(len(batch.ids), self.generator.device), prompts, history.curves(first)
-
-    def _trails(self, history: CandidateHistory, images: int) -> list[Trail]:
-        """What each image's prompt has passed through so far."""
-        method, found = self.cfg.method, []
-        for image in range(images):
-            trail = history.trail(image * method.restarts, self.generator.vocabulary.words)
-            trail.hard = "all" if method.straight_through else "first of each epoch" if method.snap else "first"
-            trail.restarts = method.restarts
-            found.append(trail)
-        return found
 
     def _captions(self, batch: Batch) -> list[list[int]]:
         """The tokens of each row's caption, where the method starts from captions."""
@@ -226,13 +225,16 @@ class Inverter:
 
         Both are by the image's row: the candidates, and what is wrong with the images that have none.
         """
-        method, rule = self.cfg.method, self._rule()
+        method, rule, fluency = self.cfg.method, self._rule(), self._fluency()
         draws = batch.draws(self.cfg.seed, "validation", method.selection.draws, method.timesteps)
         found, failed = {}, {}
         for row in range(len(batch.ids)):
-            meter = Meter(self.generator.counter)
+            meter, one = Meter(self.generator.counter), slice(row, row + 1)
+            losses = losses_on(self.generator, batch.latents[one], draws[one])
+            validation = Validation(losses, method.word_price, fluency)
             try:
-                found[row] = rule(batch.features[row], self._candidates(batch, row, pool, draws))
+                ranked = rule(batch.features[row], self._candidates(batch, row, pool, validation))
+                found[row] = validation.ordered(ranked, method.selection.orders, self.vocabulary)
             except TargetError as error:
                 failed[row] = error
             batch.spend(meter.total(), row)
@@ -242,10 +244,13 @@ class Inverter:
     def _rule(self) -> Rule:
         return make_rule(self.generator, self.scorer, self.cfg)
 
-    def _candidates(self, batch: Batch, row: int, pool: Pool, draws: Draws) -> list[Candidate]:
-        """An image's candidates for the rule: its shortlist with losses on the validation draws, best first, or all
-        that was visited where the rule needs no losses; raises TargetError if there is none."""
-        method, vocabulary, one = self.cfg.method, self.vocabulary, slice(row, row + 1)
+    def _fluency(self) -> Fluency | None:
+        return make_fluency(self.cfg.method, self.generator.device)
+
+    def _candidates(self, batch: Batch, row: int, pool: Pool, validation: Validation) -> list[Candidate]:
+        """An image's candidates for the rule: its shortlist as the validation ranks it, or all that was visited where
+        the rule needs no losses; raises TargetError if there is none."""
+        method, vocabulary = self.cfg.method, self.vocabulary
         read = vocabulary.read_back if method.written else vocabulary.repair
         entries = pool.token_ids[row], pool.losses[row], pool.epochs[row].tolist()
         if method.selection.validates:
@@ -256,8 +261,7 @@ class Inverter:
             raise TargetError(f"{batch.ids[row]}: no candidate reads back as its tokens: give another seed")
         if not method.selection.validates:
             return some
-        scored = validate_candidates(self.generator, batch.latents[one], some, draws[one], method.word_price)
-        if not scored:
+        if not (scored := validation.ranked(some)):
             raise TargetError(
                 f"{batch.ids[row]}: its loss is not finite whatever the prompt: "
                 "give trainer.precision=32-true, or leave the image out"

@@ -2,6 +2,7 @@
 
 import importlib.util
 import inspect
+import math
 import re
 import subprocess
 import sys
@@ -478,16 +479,21 @@ def test_the_help_says_what_every_key_means():
 def spent(method: MethodConfig) -> int:
     """Denoiser samples of a whole run by the letter of the documentation, counted phase by phase."""
     bought, choice, search = plan(method), method.selection, method.search
-    evaluations = bought.epochs * method.steps * (method.optimizer or {}).get("max_eval", 1) if method.optimizer else 0
-    total = 2 * evaluations * method.draws * method.restarts
-    total += method.judge_draws * method.restarts * (1 + bought.epochs * len(method.projection_scales))
+    per_epoch = method.steps * (method.optimizer or {}).get("max_eval", 1)
+    total = method.judge_draws * method.restarts
+    for epoch in range(bought.epochs):
+        halved = method.judge_draws > 0 and epoch >= bought.epochs / 2
+        starts = math.ceil(method.restarts / 2) if halved else method.restarts
+        total += 2 * per_epoch * method.draws * starts
+        total += method.judge_draws * starts * len(method.projection_scales)
     if search:
         total += sum(draws * (1 + min(most, search.starts)) for most, draws in search.race)  # the starts, and no words
         first = search.race[0][0]
         race = sum(draws * min(most, first) for most, draws in search.race)
         total += bought.rounds * (2 * search.draws + race)
     renderings = 2 * choice.finalists * choice.steps if choice.rule == "renderings" else 0
-    validated = (choice.shortlist + (method.word_price > 0)) * choice.draws if choice.validates else 0
+    relative, fluent = method.word_price > 0 or method.fluency > 0, method.fluency > 0
+    validated = (choice.shortlist + relative + fluent * choice.orders) * choice.draws if choice.validates else 0
     return total + validated + renderings
 
 
@@ -496,7 +502,7 @@ def drawn_methods(option: str) -> Iterator[MethodConfig]:
     method, random = load_config([f"method={option}"]).method, np.random.default_rng(0)
     ranges = {"budget": (500, 9000), "draws": (1, 9), "steps": (1, 4), "restarts": (1, 4)}
     ranges |= {"judge_draws": (1, 9)} if method.judge_draws else {}
-    chosen = {"shortlist": (1, 20), "draws": (1, 20), "finalists": (1, 5)}
+    chosen = {"shortlist": (1, 20), "draws": (1, 20), "finalists": (1, 5), "orders": (0, 9)}
     searched = {"starts": (1, 20), "draws": (1, 4)}
 
     def drawn(some: dict[str, tuple[int, int]]) -> dict[str, int]:
@@ -504,6 +510,7 @@ def drawn_methods(option: str) -> Iterator[MethodConfig]:
 
     for _ in range(100):
         new = replace(method, **drawn(ranges), selection=replace(method.selection, **drawn(chosen)))
+        new.fluency = float(random.choice([0, 0.1]))
         if method.search:
             new.search = replace(method.search, **drawn(searched), share=float(random.uniform(0.05, 0.95)))
         yield new

@@ -21,7 +21,8 @@ from ph2p.files import as_json
 from ph2p.inversion.batch import Batch
 from ph2p.inversion.draws import make_draws
 from ph2p.inversion.objectives import candidate_losses
-from ph2p.inversion.selection import Candidate, Pool, make_rule, shortlist, validate_candidates
+from ph2p.inversion.selection import Candidate, Pool, make_rule, shortlist
+from ph2p.inversion.validation import Validation, losses_on
 from ph2p.models.painting import guidance_options, paint
 
 
@@ -84,7 +85,7 @@ def test_losses_of_texts_and_candidates(generator, targets):
     assert losses[0] == pytest.approx(float(both[0]))
     assert losses[1] not in (pytest.approx(float(both[1])), losses[0])
     candidates = [Candidate(tuple(generator.vocabulary.encode(text)), text, 0, 0.0) for text in ("red dog", "blue dog")]
-    scored = validate_candidates(generator, latents[:1], candidates, draws[:1])
+    scored = Validation(losses_on(generator, latents[:1], draws[:1])).ranked(candidates)
     assert {c.text for c in scored} == {"red dog", "blue dog"}
     assert scored[0].loss <= scored[1].loss
     assert {c.text: c.loss for c in scored}["red dog"] == pytest.approx(losses[0])

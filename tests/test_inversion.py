@@ -318,7 +318,7 @@ def test_without_snap_the_prompt_goes_on(generator):
         assert torch.equal(prompt, same)
         assert torch.equal(tokens, brute_force(generator.vocabulary, prompt))
     assert not torch.equal(after.prompts[0], after.prompts[1])
-    kept = {"coordinates", "token_ids", "token_losses", "losses", "first_losses", "evaluations"}
+    kept = {"coordinates", "token_ids", "token_losses", "losses", "first_losses", "alive", "evaluations"}
     assert set(module.state_dict()) == kept  # nothing frozen
 
 

@@ -15,7 +15,6 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 from ph2p.data.world import training_captions
 from ph2p.errors import UserError
 from ph2p.evaluation.backbones import Backbones, make_backbones
-from ph2p.evaluation.language import TrigramModel
 from ph2p.evaluation.likeness import bertscore, nearest_similarity
 from ph2p.evaluation.measurement import Measurement
 from ph2p.evaluation.metrics import METRICS
@@ -24,8 +23,10 @@ from ph2p.evaluation.wording import reads_back
 from ph2p.inversion.batch import Batch
 from ph2p.inversion.selection import Candidate
 from ph2p.models.judges import load_dino, load_language_model, load_lpips
+from ph2p.models.language import TrigramModel
 
 CPU = torch.device("cpu")
+KEY = "evaluation.language_model"
 
 
 # --- language -----------------------------------------------------------------------------------------------------
@@ -82,7 +83,7 @@ def language_model(tmp_path_factory):
 
 
 def test_the_perplexity_of_a_language_model_is_the_product_of_its_steps(language_model):
-    model = load_language_model(str(language_model), CPU)
+    model = load_language_model(str(language_model), CPU, KEY)
     raw, tokenizer = GPT2LMHeadModel.from_pretrained(language_model).eval(), model.tokenizer
     text = "a small red dog above a circle"
     ids = tokenizer.convert_tokens_to_ids([f"{word}</w>" for word in text.split()])
@@ -94,7 +95,20 @@ def test_the_perplexity_of_a_language_model_is_the_product_of_its_steps(language
     assert model(text) == pytest.approx(product ** (-1 / 7), rel=1e-4)
     assert model(text) != pytest.approx(model("a small red dog above a dog"), rel=1e-2)
     assert math.isnan(model("")) and math.isfinite(model("red " * 40))  # longer than it reads
-    assert load_language_model(str(language_model), CPU) is model
+    assert load_language_model(str(language_model), CPU, KEY) is model
+    assert load_language_model(str(language_model), CPU, "method.language_model") is model
+
+
+def test_texts_of_different_lengths_surprise_together_as_alone(language_model):
+    causal, trigram = load_language_model(str(language_model), CPU, KEY), TrigramModel(["a red dog", "a dog"])
+    texts = ["a small red dog", "red", "", *["a dog above a circle"] * 40, "red " * 40]
+    for model in (causal, trigram):
+        found = model.surprises(texts)
+        assert found == pytest.approx([model.surprises([text])[0] for text in texts], rel=1e-4, abs=1e-6)
+    assert causal.surprises(texts[:1]) == pytest.approx([4 * math.log(causal(texts[0]))], rel=1e-4)
+    assert trigram.surprises(texts[:1]) == pytest.approx([5 * math.log(trigram(texts[0]))])  # and the end
+    rest = -math.log(trigram.probability("</s>", ["red", "dog"]))
+    assert trigram.surprises(["a red dog"], ended=False)[0] + rest == pytest.approx(trigram.surprises(["a red dog"])[0])
 
 
 # --- texts --------------------------------------------------------------------------------------------------------
@@ -185,11 +199,11 @@ def test_lpips_is_the_weighted_distance_of_normalised_features(tmp_path):
 
 def test_what_cannot_be_loaded_says_how_to_fix_it(tmp_path, language_model, dino, monkeypatch):
     with pytest.raises(UserError, match=r"^evaluation\.language_model=no/such: .*"):
-        load_language_model("no/such", CPU)
+        load_language_model("no/such", CPU, KEY)
     with pytest.raises(UserError, match=r"^evaluation\.dinov2=.*: a model of type gpt2; give a DINOv2 model"):
         load_dino(str(language_model), CPU)
     with pytest.raises(UserError, match=r"give a causal language model of transformers$|tables are missing"):
-        load_language_model(str(dino), CPU)
+        load_language_model(str(dino), CPU, KEY)
     file = tmp_path / "lpips.safetensors"
     with pytest.raises(UserError, match=r"^evaluation\.lpips=.*: no such file; docs/data\.md says how to make it$"):
         load_lpips(str(file), CPU)

@@ -18,19 +18,17 @@ class Plan:
 def plan(method: MethodConfig) -> Plan:
     """Divide a method's budget between optimisation, search and selection.
 
-    The selection costs shortlist x draws forward samples, and finalists x steps x 2 for the renderings of the rule
-    "renderings" (twice for the guidance); the rule "released" costs shortlist x steps x 2 alone, "clip_text" nothing.
+    The selection costs shortlist x draws forward samples, draws more for no words where words have a price or fluency
+    counts, orders x draws where that does, and finalists x steps x 2 for the renderings of the rule "renderings" (twice
+    for the guidance); the rule "released" costs shortlist x steps x 2 alone, "clip_text" nothing.
     An evaluation of the objective costs N forward and N backward samples a restart, judging the start or one of an
-    epoch's projections `judge_draws` forward samples a restart. A CLIP evaluation is charged like one of the
-    denoiser, so that methods of the same budget take the same number of steps.
+    epoch's projections `judge_draws` forward samples a restart; after half the epochs only `kept_starts` of them go on.
+    A CLIP evaluation is charged like one of the denoiser, so that methods of the same budget take as many steps.
     Raises UserError when the budget does not pay for one epoch, or for the selection where nothing is optimised.
     """
     choice, search = method.selection, method.search
-    epoch_cost, judged = 0, method.judge_draws * method.restarts  # samples of judging a prompt a row
-    if method.optimizer is not None:
-        evaluations = method.steps * method.optimizer.get("max_eval", 1)
-        epoch_cost = 2 * method.draws * method.restarts * evaluations + judged * len(method.projection_scales)
-    selection = judged + ((choice.shortlist + (method.word_price > 0)) * choice.draws if choice.validates else 0)
+    epoch_cost = method.restarts * _row_cost(method)
+    selection = method.judge_draws * method.restarts + (_scored(method) * choice.draws if choice.validates else 0)
     selection += 2 * choice.steps * {"renderings": choice.finalists, "released": choice.shortlist}.get(choice.rule, 0)
     rest, enough, rounds = method.budget - selection, selection + epoch_cost, 0
     if search:
@@ -41,7 +39,37 @@ def plan(method: MethodConfig) -> Plan:
         enough = selection + max(start + epoch_cost, math.ceil(epoch_cost / (1 - search.share)))
     if rest < epoch_cost:
         raise UserError(f"method.budget={method.budget}: too small for this method; give {enough} samples or more")
-    return Plan(rest // epoch_cost if epoch_cost else 0, rounds)
+    return Plan(_epochs(rest, epoch_cost, kept_starts(method) * _row_cost(method)), rounds)
+
+
+def kept_starts(method: MethodConfig) -> int:
+    """How many of an image's restarts go on after half the epochs: half of them, where a judge compares them."""
+    return (method.restarts + 1) // 2 if method.judge_draws else method.restarts
+
+
+def first_epochs(epochs: int) -> int:
+    """The epochs that all restarts take part in: half, of an odd number one more."""
+    return (epochs + 1) // 2
+
+
+def _epochs(samples: int, first: int, later: int) -> int:
+    """The most epochs that so many samples pay for, where one of the first half costs `first`, then `later`."""
+    pairs, rest = divmod(samples, first + later) if first else (0, 0)
+    return 2 * pairs + (rest >= first > 0)
+
+
+def _row_cost(method: MethodConfig) -> int:
+    """Samples of one restart in an epoch: evaluations forward and backward, and judged projections."""
+    if method.optimizer is None:
+        return 0
+    evaluations = method.steps * method.optimizer.get("max_eval", 1)
+    return 2 * method.draws * evaluations + method.judge_draws * len(method.projection_scales)
+
+
+def _scored(method: MethodConfig) -> int:
+    """Prompts of an image that the selection scores at most: the shortlist, no words, and orders of the winner's."""
+    relative = method.word_price > 0 or method.fluency > 0
+    return method.selection.shortlist + relative + (method.selection.orders if method.fluency else 0)
 
 
 def race_cost(search: SearchConfig, candidates: int) -> int:

@@ -45,10 +45,12 @@ class SelectionConfig:
     finalists: int = 3  # at most; best of the shortlist that are rendered and ranked by CLIP image similarity
     margin: float = 0.02  # a finalist's loss exceeds the best one's by this part of it at most; CLIP decides among them
     steps: int = 15  # denoising steps of those renderings
+    orders: int = 8  # of the winner's words that the language model proposes, scored where method.fluency > 0
 
     def __post_init__(self) -> None:
         checks.require_finite("method.selection.margin", self.margin)
         checks.require_whole(self, "method.selection.", ("shortlist", "draws", "finalists", "steps"))
+        checks.require_whole(self, "method.selection.", ("orders",), 0)
 
     @property
     def validates(self) -> bool:
@@ -75,10 +77,12 @@ class MethodConfig:
     steps: int = 1  # optimiser steps an epoch; the prompt is projected at the end of an epoch
     judge_draws: int = 0  # N of fixed draws that tell the best prompt so far, from which an epoch starts; 0: the last
     projection_scales: list[float] = field(default_factory=lambda: [1.0])  # lengths of an epoch's move that it projects
-    restarts: int = 1  # prompts an image, each from its own start, as extra rows of the batch
+    restarts: int = 1  # starts an image; where a judge compares them, the better half goes on after half the epochs
     microbatch: Any = "auto"  # denoiser rows at once; auto: all, and half as many whenever memory runs out
     snap: bool = True  # the next epoch starts from the projected embeddings
     word_price: float = 0.0  # what a token must bring to stay, as a part of all that a prompt gains over no words
+    fluency: float = 0.0  # what a nat of surprise a word costs, as a part of that gain, among equally good prompts
+    language_model: str | None = None  # of fluency: folder or hub id of a causal model; world: the drawn scenes' own
     straight_through: bool = False  # project at every evaluation, gradient to the continuous prompt
     projection: str = "euclid"  # the nearest token by Euclidean distance; cosine: by the angle alone
     units: str = "deviation"  # of the optimiser's rates and lengths: the vocabulary's spread; embedding: none, as it is
@@ -94,7 +98,7 @@ class MethodConfig:
         checks.require_window("method.timesteps", self.timesteps)
         checks.require(0 <= self.word_price < 1, "method.word_price", self.word_price, "give a number in [0, 1)")
         rows = self.microbatch
-        checks.expand_paths(self, "captioner")
+        checks.expand_paths(self, "captioner", "language_model")
         wanted = "give it with method.init=caption, and only there: a folder, a hub id, or world"
         checks.require((self.init == "caption") == bool(self.captioner), "method.captioner", self.captioner, wanted)
         text = self.init not in STARTS
@@ -113,6 +117,7 @@ class MethodConfig:
             )
             checks.require(most >= self.prompt_length, "method.search.max_length", most, wanted)
         self._check_words()
+        self._check_fluency()
         self._check_smoothing()
         self._check_projection()
 
@@ -135,6 +140,15 @@ class MethodConfig:
         places, wanted = len(text) if text and not self.pad_init else self.prompt_length, len(set(given["require"]))
         key = "init" if text and not self.pad_init else "prompt_length"
         checks.require(wanted <= places, *self._of(key), f"give at least {wanted} words, as many as are required")
+
+    def _check_fluency(self) -> None:
+        checks.require_finite("method.fluency", self.fluency)
+        needs = "method.fluency needs it: give a folder or hub id of a causal language model, or world"
+        checks.require(not self.fluency or bool(self.language_model), *self._of("language_model"), needs)
+        checks.require(not (self.fluency and self.written), *self._of("fluency"), "give 0: captions stay as written")
+        fits = not self.fluency or self.selection.validates
+        wanted = f"give 0, or another method.selection.rule than {self.selection.rule}, which takes no losses"
+        checks.require(fits, *self._of("fluency"), wanted)
 
     def _check_smoothing(self) -> None:
         smoothed = self.optimizer is not None and self.objective == "denoising"

@@ -2,18 +2,15 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
 
 import torch
 from torch import Tensor
 
 from ph2p.config.schema import EvaluationConfig
-from ph2p.data.world import training_captions
-from ph2p.evaluation.language import TrigramModel
-from ph2p.models.judges import load_dino, load_language_model, load_lpips
+from ph2p.inversion.fluency import load_language
+from ph2p.models.judges import load_dino, load_lpips
 from ph2p.models.scorer import Scorer
 
-CAPTIONS = 2000  # of the embedded world, from which its trigram model is learnt
 Perplexity = Callable[[str], float]
 
 
@@ -36,16 +33,7 @@ def make_backbones(cfg: EvaluationConfig, scorer: Scorer, device: torch.device) 
     return Backbones(
         scorer.text_features,
         scorer.token_features,
-        _perplexity(cfg.language_model, device) if cfg.language_model else None,
+        load_language(cfg.language_model, device, "evaluation.language_model") if cfg.language_model else None,
         load_dino(cfg.dinov2, device) if cfg.dinov2 else None,
         load_lpips(cfg.lpips, device) if cfg.lpips else None,
     )
-
-
-def _perplexity(name: str, device: torch.device) -> Perplexity:
-    return _world_model() if name == "world" else load_language_model(name, device)
-
-
-@lru_cache(1)
-def _world_model() -> TrigramModel:
-    return TrigramModel(training_captions(CAPTIONS))

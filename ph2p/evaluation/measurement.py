@@ -59,6 +59,7 @@ class Measurement:
         for row, result in enumerate(results):
             result.loss_curve, result.search_curve = curves[row].tolist(), batch.search_curves[row]
             result.trail = batch.trails[row]
+            result.agreement = batch.agreements[row]
         self._compare_with_captions(batch, results, draws)
         self._compare_with_references(batch, results, draws)
         self._judge(batch, results)

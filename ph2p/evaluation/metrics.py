@@ -36,6 +36,7 @@ class Measured(Protocol):
     reads_back: float | None
     dino_similarity: float | None
     lpips: float | None
+    agreement: float | None
     regret_curve: list[tuple[int, float]]
     forward_samples: int
     backward_samples: int
@@ -212,6 +213,9 @@ TABLE = (
            "Part of the prompt’s words that it has said before.", ()),  # noqa: RUF001
     Metric("fillers", "fillers", "", "lower", lambda r: fillers(r.prompt), percent,
            "Part of the prompt’s words that only join others, as articles do.", ()),  # noqa: RUF001
+    Metric("agreement", "starts agree", "", "higher", _known("agreement"), percent,
+           "Part of their words that the best prompts of two starts have in common, mean over all pairs of starts. "
+           "Where it is low, what was found hangs on luck.", ("card", "total")),
     Metric("samples_to_tenth", "samples to regret 0.1", "denoiser samples", "lower",
            lambda r: samples_to(0.1, r.regret_curve), count,
            "After so many samples the best prompt so far was within a tenth of the true caption.", (), "median"),

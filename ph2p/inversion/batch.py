@@ -26,12 +26,13 @@ class Batch:
         self.forward, self.backward = [0] * len(targets), [0] * len(targets)
         self.search_curves: list[list[float]] = [[] for _ in targets]
         self.trails = [Trail() for _ in targets]
+        self.agreements: list[float | None] = [None] * len(targets)  # of each image's starts; None: of one alone
         self.cut_short = ""  # why optimisation or search ended before their plan
 
     def only(self, rows: list[int]) -> "Batch":
         """The same batch with fewer images, after some have failed."""
         some = copy(self)
-        for name in ("targets", "ids", "keys", "forward", "backward", "search_curves", "trails"):
+        for name in ("targets", "ids", "keys", "forward", "backward", "search_curves", "trails", "agreements"):
             setattr(some, name, [getattr(self, name)[row] for row in rows])
         some.images, some.latents, some.features = self.images[rows], self.latents[rows], self.features[rows]
         return some

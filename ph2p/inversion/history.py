@@ -1,15 +1,18 @@
 """What an optimisation passes through: its losses, and the hard prompts that it visits."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import lightning as L
 import torch
 from torch import Tensor
 
+from ph2p.config.method import MethodConfig
 from ph2p.inversion.module import PromptInversion
+from ph2p.inversion.objectives import finite_or_infinite
 from ph2p.inversion.selection import Pool
-from ph2p.inversion.trail import Trail
+from ph2p.inversion.trail import Hard, Trail
 
 NOTED = ("token_ids", "losses", "curve", "evaluated", "ends")
 
@@ -64,12 +67,21 @@ class CandidateHistory(L.Callback):
             torch.arange(visited, device=device).repeat(images, rows // images),
         )
 
+    def best(self) -> Tensor:
+        """The visited prompt (B R, M) of every row that has the lowest loss."""
+        token_ids, losses = torch.stack(self.token_ids, 1), finite_or_infinite(torch.stack(self.losses, 1))
+        return token_ids[torch.arange(len(losses)), losses.argmin(1)]
+
     def curves(self, rows: Tensor) -> Tensor:
         """The losses (B, epochs) of some rows, as the optimiser saw them."""
         return torch.stack(self.curve, 1)[rows] if self.curve else torch.zeros(len(rows), 0)
 
-    def trail(self, row: int, words: Callable[[Tensor], list[str]]) -> Trail:
-        """What one row has passed through; `words` gives the texts of tokens (M,), one each."""
+    def trails(self, rows: Tensor, words: Callable[[Tensor], list[str]], method: MethodConfig) -> list[Trail]:
+        """What some rows have passed through, one of each image; `words` gives the texts of tokens (M,), one each."""
+        hard: Hard = "all" if method.straight_through else "first of each epoch" if method.snap else "first"
+        return [replace(self._trail(row, words), hard=hard, restarts=method.restarts) for row in rows.tolist()]
+
+    def _trail(self, row: int, words: Callable[[Tensor], list[str]]) -> Trail:
         evaluated = torch.cat(self.evaluated)[:, row].tolist() if self.evaluated else []
         judged = [float(losses[row]) for losses in self.losses] if self.judged else []
         return Trail(evaluated, list(self.ends), [words(ids[row]) for ids in self.token_ids], judged)

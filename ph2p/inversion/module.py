@@ -54,6 +54,7 @@ class PromptInversion(L.LightningModule):
         self.register_buffer("token_losses", torch.full((len(token_ids),), torch.inf))  # (B,), of token_ids, if known
         self.register_buffer("losses", torch.full((len(token_ids),), torch.nan))  # (B,), the last step's
         self.register_buffer("first_losses", self.losses.clone())  # (B,), where the epoch began
+        self.register_buffer("alive", torch.ones(len(token_ids), dtype=torch.bool))  # (B,), rows that are optimised
         self.register_buffer("evaluations", torch.zeros((), dtype=torch.long))  # of the objective, a row
         self.evaluated: list[Tensor] = []  # (B,) of each evaluation in the step
 
@@ -71,7 +72,7 @@ class PromptInversion(L.LightningModule):
         """Go on from these prompt embeddings (B, M, D)."""
         self.coordinates.copy_(self.units.coordinates(prompt))
 
-    def forward(self, latents: Tensor, draws: Draws, rows: slice = slice(None)) -> Tensor:
+    def forward(self, latents: Tensor, draws: Draws, rows: Tensor | slice = slice(None)) -> Tensor:
         """Losses (B,) of the prompts as they stand, or of some `rows`, whose latents and draws are then given."""
         prompt = self.prompt[rows]
         if self.straight_through:
@@ -81,22 +82,26 @@ class PromptInversion(L.LightningModule):
         return self._frozen[0](prompt, self.token_ids[rows], latents, draws)
 
     def training_step(self, batch: tuple[Tensor, Draws], batch_index: int) -> None:
-        """One step of the optimiser on one set of draws; L-BFGS evaluates the closure many times in it."""
+        """One step of the optimiser on one set of draws; L-BFGS evaluates the closure many times in it.
+
+        Rows that are not `alive` are not evaluated: they have no loss, nan, and a gradient of zero.
+        """
         latents, draws = batch
         optimizer, before = self.optimizers(), self.evaluations.clone()
-        rows_in_all, number = draws.timesteps.shape  # B, N
+        alive, number = self.alive.nonzero()[:, 0], draws.timesteps.shape[1]  # (A,), N
 
         def evaluate(size: int) -> Tensor:
             optimizer.zero_grad()
-            losses = torch.zeros(rows_in_all, dtype=self.coordinates.dtype, device=self.device)  # (B,)
-            for rows, columns, weight in parts(rows_in_all, number, size):
+            losses = torch.where(self.alive, 0, torch.nan).to(self.coordinates.dtype)  # (B,)
+            for part, columns, weight in parts(len(alive), number, size):
+                rows = alive[part]
                 some = weight * self(latents[rows], draws[rows, columns], rows)
                 self.manual_backward(some.sum())  # rows share no parameter: the sum's gradient is each row's own
                 losses[rows] += some.detach()
             return losses
 
         def closure() -> Tensor:
-            losses = self.microbatch.run("gradient", rows_of_gradient(draws.timesteps), evaluate)
+            losses = self.microbatch.run("gradient", rows_of_gradient(draws.timesteps[alive]), evaluate)
             if batch_index == 0 and self.evaluations == before:
                 self.first_losses = losses
             self.evaluations += 1

@@ -72,6 +72,8 @@ class DelayedProjection(L.Callback):
         start = module.vocabulary.embed(best["token_ids"])  # (B, M, D)
         ahead = torch.stack([start + scale * (module.prompt - start) for scale in self.scales], 1)  # (B, K, M, D)
         candidates = module.vocabulary.nearest(ahead)  # (B, K, M)
+        # A row that was dropped stays at its best prompt, which the judge knows and does not score again.
+        candidates = torch.where(module.alive[:, None, None], candidates, best["token_ids"][:, None])
         losses, index = finite_or_infinite(judge(candidates)).masked_fill(~finite, torch.inf).min(1)  # (B,)
         token_ids = candidates[torch.arange(len(index), device=index.device), index]
         better = losses < best["losses"]

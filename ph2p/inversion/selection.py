@@ -10,9 +10,8 @@ from torch.nn.functional import cosine_similarity
 
 from ph2p.config.schema import Config
 from ph2p.errors import UserError
-from ph2p.inversion.draws import Draws
 from ph2p.inversion.objectives import finite_or_infinite
-from ph2p.inversion.prompts import padded, present, prompt_losses, stacked
+from ph2p.inversion.prompts import padded, present
 from ph2p.models.generators import Generator
 from ph2p.models.painting import guidance_options, paint
 from ph2p.models.scorer import Scorer
@@ -113,22 +112,6 @@ def shortlist(
     last = found.pop(tuple(read(present(token_ids[-1])) or ()), None)
     best = list(found.values())
     return [*best[: size - 1], last] if last else best[:size]
-
-
-def validate_candidates(
-    generator: Generator, latents: Tensor, candidates: list[Candidate], draws: Draws, word_price: float = 0.0
-) -> list[Candidate]:
-    """Score one image's candidates on its validation draws, best first; K N forward samples.
-
-    Best is the lowest loss + price x length; a token's price is `word_price` times what the lowest loss gains over no
-    words, which costs N samples more. Those without a finite loss are left out. `latents` (1, C, h, w), `draws` 1 x N.
-    """
-    texts = [c.token_ids for c in candidates] + ([()] if word_price else [])
-    losses = prompt_losses(generator, latents, stacked(texts)[None].to(latents.device), draws)[0].tolist()
-    gain = losses.pop() - min(losses) if word_price else 0.0
-    price = word_price * gain if math.isfinite(gain) and gain > 0 else 0.0
-    scored = [replace(c, loss=loss) for c, loss in zip(candidates, losses, strict=True) if math.isfinite(loss)]
-    return sorted(scored, key=lambda c: c.loss + price * len(c.token_ids))
 
 
 # Ranks an image's candidates, given as the lowest validation loss first, or, to a rule that needs no validation

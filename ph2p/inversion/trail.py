@@ -3,10 +3,12 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
+Hard = Literal["first of each epoch", "first", "all"]
+
 
 @dataclass
 class Trail:
-    """How the prompt of one image came about; of several restarts the first one's.
+    """How the prompt of one image came about; of several restarts the first that went on to the end.
 
     `losses` has an entry an evaluation of the objective, each on the draws of its epoch and as the method smooths it;
     `ends` counts the evaluations at each epoch's end, where the prompt is projected. `projected` are the tokens of
@@ -20,5 +22,5 @@ class Trail:
     projected: list[list[str]] = field(default_factory=list)
     judged: list[float] = field(default_factory=list)
     rounds: list[list[str]] = field(default_factory=list)
-    hard: Literal["first of each epoch", "first", "all"] = "first of each epoch"
+    hard: Hard = "first of each epoch"
     restarts: int = 1

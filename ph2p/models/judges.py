@@ -1,7 +1,7 @@
 """Frozen models that judge prompts and renderings: a language model, DINOv2, LPIPS. Each is loaded once a process."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_model
 from torch import Tensor
 from torch.nn.functional import cross_entropy
+from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoImageProcessor, AutoModel, AutoModelForCausalLM, AutoTokenizer
 
 from ph2p.errors import UserError
@@ -20,12 +21,14 @@ from ph2p.models.plain import plain_errors
 from ph2p.models.quiet import quiet
 from ph2p.models.scorer import pixels_of
 
+AT_ONCE = 32  # texts that a language model reads together
+UNREAD = -100  # in the place of a token: the text has ended
 OPTIONS: dict[str, Any] = dict(local_files_only=True, trust_remote_code=False)
 INSTALL = 'pip install "ph2p[metrics]"'
 
 
 class CausalLanguageModel(Frozen):
-    """Perplexity of texts by a causal language model of transformers."""
+    """Perplexity and surprise of texts by a causal language model of transformers (`ph2p.models.language`)."""
 
     def __init__(self, model: Any, tokenizer: Any) -> None:
         super().__init__()
@@ -40,22 +43,48 @@ class CausalLanguageModel(Frozen):
         The first token follows the begin of text, or the end of another where the model has no begin; without either
         it is not counted. What exceeds the model's context is cut off.
         """
-        ids = self.tokenizer(text, add_special_tokens=False).input_ids
-        ids = ([] if self.start is None else [self.start]) + ids
-        ids = ids[: getattr(self.model.config, "max_position_embeddings", len(ids))]
-        if len(ids) < 2:
-            return math.nan
-        given = torch.tensor([ids], device=self.model.device)
-        logits = self.model(input_ids=given).logits[0, :-1].float()  # (M - 1, V)
-        return float(cross_entropy(logits, given[0, 1:]).exp())
+        count = len(self._read(text)) - 1
+        return math.exp(self.surprises([text])[0] / count) if count > 0 else math.nan
+
+    @torch.no_grad()
+    def surprises(self, texts: Sequence[str], ended: bool = True) -> list[float]:
+        """The sums of which `forward` takes the mean, 0 for no token; the end of a text is never counted."""
+        found: list[float] = []
+        for first in range(0, len(texts), AT_ONCE):
+            rows = [torch.tensor(self._read(text), dtype=torch.long) for text in texts[first : first + AT_ONCE]]
+            ids = pad_sequence(rows, batch_first=True, padding_value=UNREAD).to(self.model.device)  # (K, M)
+            if ids.shape[1] < 2:
+                found += [0.0] * len(rows)
+                continue
+            known = ids != UNREAD
+            logits = self.model(input_ids=ids.clamp_min(0), attention_mask=known.long()).logits[:, :-1].float()
+            losses = cross_entropy(logits.transpose(1, 2), ids[:, 1:], ignore_index=UNREAD, reduction="none")
+            found += losses.sum(1).tolist()
+        return found
+
+    def _read(self, text: str) -> list[int]:
+        """A text's tokens, the start before them, as many as the model reads."""
+        ids = ([] if self.start is None else [self.start]) + self.tokenizer(text, add_special_tokens=False).input_ids
+        return ids[: getattr(self.model.config, "max_position_embeddings", len(ids))]
+
+
+def load_language_model(path: str, device: torch.device, key: str) -> CausalLanguageModel:
+    """A causal language model of transformers, from a folder or the hub, that the configuration's `key` asks for.
+
+    Raises UserError, which names the key, where it cannot be read.
+    """
+    return _load_language_model(_folder_of(path, key), device)
+
+
+@lru_cache(2)
+def _folder_of(path: str, key: str) -> Path:
+    return fetched(path, key)
 
 
 @lru_cache(1)
-def load_language_model(path: str, device: torch.device) -> CausalLanguageModel:
-    """A causal language model of transformers, from a folder or the hub; raises UserError where it cannot be read."""
-    folder = fetched(path, "evaluation.language_model")
+def _load_language_model(folder: Path, device: torch.device) -> CausalLanguageModel:
     pretrained.check_tokenizer(folder)
-    with plain_errors(path, "give a causal language model of transformers"), quiet():
+    with plain_errors(str(folder), "give a causal language model of transformers"), quiet():
         model = load_weights(AutoModelForCausalLM, folder)
         return CausalLanguageModel(model, AutoTokenizer.from_pretrained(folder, **OPTIONS)).to(device)
 

@@ -121,6 +121,7 @@ class _Redo:
         """What was not done anew is as it was."""
         for name in ("forward_samples", "backward_samples", "seconds", "method", "seed"):
             setattr(result, name, record[name])
+        result.agreement = record.get("agreement")
         result.cut_short = record.get("cut_short", "")
         if not self.losses:
             for name in LOSSES:

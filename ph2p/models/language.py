@@ -1,12 +1,25 @@
-"""How much a text reads like language: its perplexity by any model that gives words a probability."""
+"""How much a text reads like language: what a model that gives words a probability says of it."""
 
 import math
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
+from typing import Protocol
 
 START, END = "<s>", "</s>"
 PIECE = re.compile(r"\w+|[^\w\s]")
+
+
+class LanguageModel(Protocol):
+    """Gives texts a probability, word after word."""
+
+    def __call__(self, text: str) -> float:
+        """The perplexity of a text, 1 or more; nan without a word."""
+        ...
+
+    def surprises(self, texts: Sequence[str], ended: bool = True) -> list[float]:
+        """Minus the log probability of each text, in nats, 0 or more; of one that goes on where not `ended`."""
+        ...
 
 
 class TrigramModel:
@@ -37,12 +50,16 @@ class TrigramModel:
 
     def __call__(self, text: str) -> float:
         """exp of minus the mean log probability of the text's words and of its end; nan for a text without words."""
-        said = pieces(text)
-        if not said:
-            return math.nan
-        words = [START, START, *said, END]
-        found = [self.probability(words[k], words[k - 2 : k]) for k in range(2, len(words))]
-        return math.exp(-sum(map(math.log, found)) / len(found))
+        count = len(pieces(text))
+        return math.exp(self._surprise(text, True) / (count + 1)) if count else math.nan
+
+    def surprises(self, texts: Sequence[str], ended: bool = True) -> list[float]:
+        """Minus the log probability of each text's words, and of its end where it is `ended`."""
+        return [self._surprise(text, ended) for text in texts]
+
+    def _surprise(self, text: str, ended: bool) -> float:
+        words = [START, START, *pieces(text), *([END] if ended else [])]
+        return -sum(math.log(self.probability(words[k], words[k - 2 : k])) for k in range(2, len(words)))
 
 
 def pieces(text: str) -> list[str]:

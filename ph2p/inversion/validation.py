@@ -1,0 +1,86 @@
+"""What an image's candidates weigh on its validation draws: their losses, the price of their words, how they read."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+from torch import Tensor
+
+from ph2p.inversion.draws import Draws
+from ph2p.inversion.fluency import Fluency
+from ph2p.inversion.prompts import prompt_losses, stacked
+from ph2p.inversion.selection import Candidate
+from ph2p.models.generators import Generator
+from ph2p.models.vocabulary import Vocabulary
+
+EQUAL = 0.05  # of the gain: prompts whose losses are this near are equally good, and the more fluent one wins
+Losses = Callable[[Sequence[Sequence[int]]], list[float]]
+
+
+def losses_on(generator: Generator, latents: Tensor, draws: Draws) -> Losses:
+    """The losses of one image's prompts on its draws, N forward samples each; `latents` (1, C, h, w), `draws` 1 x N."""
+    return lambda prompts: prompt_losses(generator, latents, stacked(prompts)[None].to(latents.device), draws)[
+        0
+    ].tolist()
+
+
+@dataclass
+class Validation:
+    """Ranks one image's candidates; `losses` gives those of prompts on draws that chose nothing before.
+
+    The gain is what the lowest loss gains over no words. A token costs `word_price` times the gain. Where there is a
+    `fluency`, candidates that are equally good, within `EQUAL` times the gain, are ranked by their costs and the gain
+    times `Fluency.costs`.
+    """
+
+    losses: Losses
+    word_price: float = 0.0
+    fluency: Fluency | None = None
+    gain: float = 0.0  # known once candidates are ranked; 0 too where it is not needed
+
+    def ranked(self, candidates: Sequence[Candidate]) -> list[Candidate]:
+        """The candidates with their losses, best first; those without a finite loss are left out.
+
+        One prompt more is scored, no words, where the gain counts.
+        """
+        relative = self.word_price > 0 or self.fluency is not None
+        losses = self.losses([c.token_ids for c in candidates] + ([()] if relative else []))
+        gain = losses.pop() - min(losses) if relative else 0.0
+        self.gain = gain if math.isfinite(gain) and gain > 0 else 0.0
+        scored = [replace(c, loss=loss) for c, loss in zip(candidates, losses, strict=True) if math.isfinite(loss)]
+        scored = sorted(scored, key=self._price)
+        if not self.fluency or not scored:
+            return scored
+        equal = [c for c in scored if self._price(c) <= self._price(scored[0]) + EQUAL * self.gain]
+        return self._fluent_first(equal) + scored[len(equal) :]
+
+    def ordered(self, candidates: Sequence[Candidate], count: int, vocabulary: Vocabulary) -> list[Candidate]:
+        """The candidates, the winner first, after at most `count` orders of its words have competed with it.
+
+        The language model proposes them (`Fluency.orders`), and of those that are equally good the best by loss and
+        fluency wins. An order that the vocabulary reads as other tokens is left out.
+        """
+        first, tokens = candidates[0], sorted(candidates[0].token_ids)
+        texts = self.fluency.orders(first.text, count) if self.fluency else []
+        read = [(text, tuple(vocabulary.encode(text))) for text in texts]
+        found = [
+            replace(first, token_ids=ids, text=text, clip_similarity=None)
+            for text, ids in read
+            if sorted(ids) == tokens and vocabulary.repair(ids) == list(ids)
+        ]
+        if not found:
+            return list(candidates)
+        losses = self.losses([c.token_ids for c in found])
+        scored = [replace(c, loss=loss) for c, loss in zip(found, losses, strict=True)]
+        best = self._fluent_first([first, *(c for c in scored if c.loss <= first.loss + EQUAL * self.gain)])[0]
+        return [best, *(c for c in candidates if c.token_ids != best.token_ids)]
+
+    def _price(self, candidate: Candidate) -> float:
+        """Loss + price x length."""
+        return candidate.loss + self.word_price * self.gain * len(candidate.token_ids)
+
+    def _fluent_first(self, candidates: list[Candidate]) -> list[Candidate]:
+        assert self.fluency is not None
+        costs = self.fluency.costs([c.text for c in candidates])
+        total = [self._price(c) + self.gain * cost for c, cost in zip(candidates, costs, strict=True)]
+        return [candidates[k] for k in sorted(range(len(candidates)), key=total.__getitem__)]
