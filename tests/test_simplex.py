@@ -1,4 +1,4 @@
-"""Descent over token weights: its projections against other ways to compute them, and problems whose answer is known."""
+"""Descent over token weights: its projections against other ways to compute them, problems of known answer."""
 
 import copy
 

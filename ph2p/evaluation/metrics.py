@@ -188,8 +188,8 @@ TABLE = (
     Metric("lpips", "LPIPS", "distance", "lower", _known("lpips"), decimal,
            "Perceptual distance of the target to the renderings, mean over renderings.", ("card",)),
     Metric("transfer_similarity", "CLIP elsewhere", "cosine", "higher", _known("transfer_similarity"), decimal,
-           "Cosine between the CLIP features of the target and of what a second generator paints by the same prompt and "
-           "seeds, mean over renderings.", ("card", "column", "total"), beside=(("here", "clip_similarity"),)),
+           "Cosine between the CLIP features of the target and of what a second generator paints by the same prompt "
+           "and seeds, mean over renderings.", ("card", "column", "total"), beside=(("here", "clip_similarity"),)),
     Metric("caption_similarity", "likeness to the caption", "cosine", "higher", _known("caption_similarity"), decimal,
            "Cosine between the text features of the prompt and of the true caption.", ("card",)),
     Metric("bertscore", "BERTScore", "F measure", "higher", _known("bertscore"), decimal,

@@ -52,7 +52,9 @@ class InversionResult:
     reads_back: float | None = None  # part of the tokens whose own text is read as just this token
     dino_similarity: float | None = None  # target and renderings by DINOv2, mean over the renderings, in [-1, 1]
     lpips: float | None = None  # distance of target and renderings, mean over the renderings
-    transfer_similarity: float | None = None  # as `clip_similarity`, of the same prompt's renderings by a second generator
+    transfer_similarity: float | None = (
+        None  # as `clip_similarity`, of the same prompt's renderings by a second generator
+    )
     cut_short: str = ""  # why optimisation or search ended before their plan; empty: they did not
     notes: list[str] = field(default_factory=list)  # what was cut, or could not be measured
     loss_soft: float | None = None  # of the continuous prompt, for methods that end with one

@@ -1,9 +1,9 @@
 """Descent over distributions of tokens: each place of a prompt holds weights of all allowed tokens, not one point.
 
-Sources: S. Geisler et al., Attacking large language models with projected gradient descent, arXiv 2402.09154 ("PGD"),
-algorithms 1 to 3; K. Hu et al., Efficient LLM jailbreak via adaptive dense-to-sparse constrained optimization,
-arXiv 2405.09113 ("ADC": the momentum, and the weights that end on one token). Shapes: B rows, M places, A allowed tokens,
-D embedding width.
+Sources: S. Geisler et al., Attacking large language models with projected gradient descent, arXiv 2402.09154
+("PGD"), algorithms 1 to 3; K. Hu et al., Efficient LLM jailbreak via adaptive dense-to-sparse constrained
+optimization, arXiv 2405.09113 ("ADC": the momentum, and the weights that end on one token). Shapes: B rows, M places,
+A allowed tokens, D embedding width.
 """
 
 from collections.abc import Callable, Iterable
@@ -85,8 +85,8 @@ class SimplexDescent(torch.optim.Optimizer):
 def on_simplex(values: Tensor) -> Tensor:
     """The nearest distributions (..., A) to `values` (..., A): not negative, of sum 1.
 
-    w = max(v - s, 0) with s such that the sum is 1 (Duchi et al., Efficient projections onto the l1-ball for learning in
-    high dimensions, ICML 2008, figure 1; PGD, algorithm 2).
+    w = max(v - s, 0) with s such that the sum is 1 (Duchi et al., Efficient projections onto the l1-ball for learning
+    in high dimensions, ICML 2008, figure 1; PGD, algorithm 2).
     """
     ordered = values.sort(-1, descending=True).values
     number = torch.arange(1, values.shape[-1] + 1, device=values.device, dtype=values.dtype)
@@ -98,8 +98,8 @@ def on_simplex(values: Tensor) -> Tensor:
 def sharpened(weights: Tensor, entropy: float) -> Tensor:
     """Distributions (..., A) with the Gini entropy 1 - sum w^2 brought towards `entropy` where it is larger.
 
-    Away from the centre of the tokens that have a weight, and back onto the simplex (PGD, algorithm 3, whose bound holds
-    up to that way back). With an `entropy` of 0 all weight is on the token that had the most.
+    Away from the centre of the tokens that have a weight, and back onto the simplex (PGD, algorithm 3, whose bound
+    holds up to that way back). With an `entropy` of 0 all weight is on the token that had the most.
     """
     if entropy <= 0:
         return torch.zeros_like(weights).scatter_(-1, weights.argmax(-1, keepdim=True), 1)
