@@ -32,8 +32,8 @@ SIZES = ("smoke", "small", "full")
 # Of the embedded model, forward and backward counted apart, by two processes on two cores that are both busy.
 SAMPLES_A_SECOND = 200
 FOLLOWED = 10  # distinct best prompts on the way, about
-# Renderings are half of what a measurement costs; two at half the steps are enough for a mean over scenes.
-SMALL = ["evaluation.renders=2", "generator.steps=15"]
+# Scenes differ more than an image's draws and renderings do: a cheaper measurement pays for more of them.
+SMALL = ["evaluation.draws=32", "evaluation.renders=2", "generator.steps=15"]
 # One scene at hardly any cost: it shows that everything runs, and its numbers say nothing.
 SMOKE = [
     *("evaluation.draws=2", "evaluation.renders=2", "generator.steps=2", "method.budget=120", "method.draws=1"),
@@ -118,12 +118,13 @@ def samples(experiment: Experiment) -> int:
 
 @cache
 def _samples(words: tuple[str, ...], follow: bool) -> int:
-    """Of one inversion: the budget where the method descends or searches, prompt, caption and no words measured."""
+    """Of one inversion: the budget where the denoiser says how to go on, otherwise what the choice of the winner costs;
+    and prompt, caption and no words measured."""
     cfg = load_config(list(words))
     method, choice, evaluation = cfg.method, cfg.method.selection, cfg.evaluation
     steps = plan(method)
     found = choice.shortlist * choice.draws + 2 * choice.steps * choice.finalists if choice.validates else 0
-    if steps.epochs or steps.rounds:
+    if (steps.epochs and method.objective == "denoising") or steps.rounds:
         found = method.budget
     measured = 3 * evaluation.draws + 2 * 2 * evaluation.renders * cfg.generator.steps
     return found + measured + (min(FOLLOWED, steps.epochs + steps.rounds) * evaluation.draws if follow else 0)

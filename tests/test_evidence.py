@@ -51,7 +51,7 @@ def test_the_main_table_has_every_method():
     methods = {load_config(variant.words).method.name for variant in main.variants}
     assert methods == {path.stem for path in (config_dir() / "method").glob("*.yaml")}
     counts = {size: sum(cell.world["count"] for cell in experiments(size, "main")[0].cells()) for size in SIZES}
-    assert counts == {"smoke": 15, "small": 15 * (32 + 6), "full": 15 * 2 * 3 * 64}
+    assert counts == {"smoke": 15, "small": 15 * (32 + 4), "full": 15 * 2 * 3 * 64}
     with pytest.raises(UserError, match=r"^experiment=none: choose one of main, timesteps, "):
         experiments("small", "none")
 
@@ -61,9 +61,9 @@ def test_the_small_size_takes_three_hours_at_most(capsys):
     assert together / SAMPLES_A_SECOND <= 3 * 3600
     evidence.main(["--size", "small", "--estimate"])
     assert capsys.readouterr().out.splitlines()[-1].split()[:2] == ["together", f"{together:,}"]
-    (selection,) = experiments("small", "selection")  # 6 scenes; 12 variants spend the budget, retrieval 8 x 16 + 90
-    measured = 3 * 64 + 2 * 2 * 2 * 15
-    assert samples(selection) == selection.content["small"]["count"] * (12 * 2000 + 218 + 13 * measured)
+    (ablation,) = experiments("small", "ablation")  # all but one spend the budget, retrieval 8 x 16 + 90 samples
+    scenes, variants = sum(ablation.content["small"]["count"].values()), len(ablation.variants)
+    assert samples(ablation) == scenes * ((variants - 1) * 2000 + 218 + variants * (3 * 32 + 2 * 2 * 2 * 15))
 
 
 @pytest.mark.slow

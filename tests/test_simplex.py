@@ -32,7 +32,7 @@ def test_the_projection_is_the_nearest_distribution(scale):
 
 
 def test_sharpening_bounds_the_entropy_and_keeps_what_is_sharp_enough():
-    weights = on_simplex(0.3 * normal(200, 9, seed=2))
+    weights = on_simplex(torch.linspace(0.1, 2, 200, dtype=double)[:, None] * normal(200, 9, seed=2))
     entropy = 1 - weights.square().sum(-1)
     for bound in (0.8, 0.5, 0.2):
         found = sharpened(weights, bound)
