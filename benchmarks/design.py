@@ -11,21 +11,29 @@ A cell is one variant on one set of scenes with one seed: `count` images inverte
 - `whole`: the smallest size runs every variant too, not the first alone.
 - `follow`: note the best prompt so far on the way; `trace`: plot losses, gradient and distance as well.
 - `own_range`: measure the regret on the method's own timesteps too.
+- `rival`: the label whose last regret the others' curves are held against: how many samples they need to get there.
 - `probes`: what is measured without an inversion, see probes.py.
 - `small`, `full`: how many scenes, of all sets or {set: number}, and which seeds.
 """
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from ph2p.config.budget import plan
 from ph2p.config.compose import config_dir, load_config
 from ph2p.errors import UserError
 
 SIZES = ("smoke", "small", "full")
+# Of the embedded model, forward and backward counted apart, by two processes on two cores that are both busy.
+SAMPLES_A_SECOND = 200
+FOLLOWED = 10  # distinct best prompts on the way, about
+# Scenes differ more than an image's draws and renderings do: a cheaper measurement pays for more of them.
+SMALL = ["evaluation.draws=32", "evaluation.renders=2", "generator.steps=15"]
 # One scene at hardly any cost: it shows that everything runs, and its numbers say nothing.
 SMOKE = [
     *("evaluation.draws=2", "evaluation.renders=2", "generator.steps=2", "method.budget=120", "method.draws=1"),
@@ -95,12 +103,31 @@ class Experiment:
             for seed in scale["seeds"]:
                 for variant in variants:
                     words = [*self.content.get("words", []), *variant.words, f"seed={seed}"]
-                    words += _smoke(words) if smoke else []
+                    words += _smoke(words) if smoke else SMALL if self.size == "small" else []
                     count = scale["count"][name] if isinstance(scale["count"], dict) else scale["count"]
                     yield Cell(variant, name, {**arguments, "count": count}, seed, _apart(words))
 
     def __getattr__(self, key: str) -> Any:
         return self.content.get(key)
+
+
+def samples(experiment: Experiment) -> int:
+    """Denoiser samples of all inversions of an experiment, about: what is found, measured, painted and followed."""
+    return sum(cell.world["count"] * _samples(cell.words, bool(experiment.follow)) for cell in experiment.cells())
+
+
+@cache
+def _samples(words: tuple[str, ...], follow: bool) -> int:
+    """Of one inversion: the budget where the denoiser says how to go on, otherwise what the choice of the winner costs;
+    and prompt, caption and no words measured."""
+    cfg = load_config(list(words))
+    method, choice, evaluation = cfg.method, cfg.method.selection, cfg.evaluation
+    steps = plan(method)
+    found = choice.shortlist * choice.draws + 2 * choice.steps * choice.finalists if choice.validates else 0
+    if (steps.epochs and method.objective == "denoising") or steps.rounds:
+        found = method.budget
+    measured = 3 * evaluation.draws + 2 * 2 * evaluation.renders * cfg.generator.steps
+    return found + measured + (min(FOLLOWED, steps.epochs + steps.rounds) * evaluation.draws if follow else 0)
 
 
 def _smoke(words: list[str]) -> list[str]:

@@ -12,7 +12,7 @@ from plots import plot_experiment
 
 from ph2p.evaluation.formatting import NOTHING, Show, finite, signed
 from ph2p.evaluation.intervals import confidence_interval
-from ph2p.evaluation.metrics import METRICS
+from ph2p.evaluation.metrics import METRICS, samples_to
 from ph2p.files import write_whole
 
 Line = dict[str, Any]
@@ -55,6 +55,7 @@ def section(experiment: Experiment, lines: list[Line], folder: Path) -> str:
         some = [line for line in known if line["scenes"] == scenes]
         if some:
             text += [f"**{scenes}**", "", *table(experiment, some), "", answer(experiment, some), ""]
+            text += [said, ""] if (said := overtaken(experiment, some)) else []
     for name in plot_experiment(experiment, lines, folder):
         text += [f"![{experiment.title}: {name}]({folder.name}/{name}.svg)", ""]
     return "\n".join(text)
@@ -102,7 +103,7 @@ def paired(lines: Sequence[Line], variant: str, reference: str, key: str = "regr
 
 def table(experiment: Experiment, lines: list[Line]) -> list[str]:
     """A table in Markdown: a row for each variant that has lines."""
-    columns = [(key, *describe(key)) for key in experiment.columns]
+    columns = [(key, *describe(key)) for key in experiment.columns if key not in ON_DEMAND or anyone(lines, key)]
     names = [name for name, _, _ in (column[1:] for column in columns)]
     measure = METRICS[experiment.measure or "regret"]
     heads = ["", *names, f"{measure.name} above {experiment.reference}"]
@@ -121,6 +122,16 @@ def table(experiment: Experiment, lines: list[Line]) -> list[str]:
         )
         rows.append(cells)
     return [f"| {' | '.join(cells)} |" for cells in rows]
+
+
+ON_DEMAND = (
+    "transfer_similarity",
+)  # columns that need a model beside the embedded ones: ARGS="-- evaluation.transfer=..."
+
+
+def anyone(lines: Sequence[Line], key: str) -> bool:
+    """Whether any line knows a metric."""
+    return any(finite(line["record"].get(key)) is not None for line in lines)
 
 
 def describe(key: str) -> tuple[str, Callable[..., Any], Show]:
@@ -160,6 +171,25 @@ def reached(lines: Sequence[Line], variant: str, key: str) -> str:
     values = np.array([np.median(some) for some in scenes.values()])
     middle = METRICS[key].show(finite(float(np.median(values))))
     return f"{middle}, {np.isfinite(values).mean():.0%} of scenes"
+
+
+def overtaken(experiment: Experiment, lines: Sequence[Line]) -> str:
+    """One sentence on how few samples the others need to the regret that the `rival` ends with, median over scenes."""
+    rival = experiment.rival or ""
+    last, spent = (list(by_scene(lines, rival, key).values()) for key in ("regret", "samples"))
+    if not last:
+        return ""
+    goal, cost = float(np.median(last)), float(np.mean(spent))
+    curves: dict[str, list[float]] = {}
+    for line in lines:
+        curve = [(at, value) for at, value in line["record"].get("regret_curve") or [] if value is not None]
+        if curve and line["variant"] != rival:
+            reached_at = samples_to(goal, curve)
+            curves.setdefault(line["variant"], []).append(np.inf if reached_at is None else reached_at)
+    medians = sorted((float(np.median(values)), name) for name, values in curves.items())
+    told = [f"{name} {at:,.0f} (1/{cost / at:.1f})" for at, name in medians if 0 < at < cost]
+    head = f"The median regret of {rival} is {goal:.2f} after {cost:,.0f} samples; half of the scenes get there with"
+    return f"{head} fewer by: {', '.join(told) or 'nothing else'}."
 
 
 def answer(experiment: Experiment, lines: list[Line]) -> str:

@@ -2,6 +2,7 @@
 
     make evidence SIZE=small                        # all experiments
     make evidence SIZE=small EXPERIMENT=timesteps   # one of them
+    make evidence SIZE=small ARGS=--estimate        # run nothing, say about how long it takes
     make evidence SIZE=full EXPERIMENT=main ARGS="--shard 0/2"   # half of its cells; the other half with --shard 1/2
 
 Every single result is a line of outputs/evidence/<size>/<experiment>/part-*.jsonl. The same command continues: what was
@@ -24,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from design import SIZES, Cell, Experiment, experiments
+from design import SAMPLES_A_SECOND, SIZES, Cell, Experiment, experiments, samples
 from digest import write_digest
 from material import loaded, targets_of
 from probes import PROBES
@@ -231,12 +232,23 @@ def parse(words: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--output", default="outputs/evidence", help="the folder of the raw results")
     parser.add_argument("--docs", type=Path, help="the digest; docs/evidence.md, for smoke beside the raw results")
     parser.add_argument("--digest-only", action="store_true", help="run nothing, tell what there is")
+    parser.add_argument("--estimate", action="store_true", help="run nothing, say about how long it would take")
     parser.add_argument("overrides", nargs="*", help="further keys of train.py, after --")
     return parser.parse_args(words)
 
 
+def estimate(chosen: list[Experiment]) -> None:
+    """Say how many samples each experiment takes, and for how long two processes on two cores are busy with them."""
+    counts = {experiment.name: samples(experiment) for experiment in chosen}
+    for name, count in (counts | {"together": sum(counts.values())}).items():
+        print(f"{name:12} {count:12,} denoiser samples, about {count / SAMPLES_A_SECOND / 3600:.1f} h")
+
+
 def main(words: list[str] | None = None) -> None:
     args = parse(words)
+    if args.estimate:
+        estimate(experiments(args.size, args.experiment or None))
+        return
     quiet_libraries()
     runner = Runner(args)
     for experiment in [] if args.digest_only else experiments(args.size, args.experiment or None):

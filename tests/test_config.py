@@ -28,6 +28,7 @@ from ph2p.config.settings import as_yaml, difference, read_settings, settings
 from ph2p.config.sweep import jobs
 from ph2p.data import Targets
 from ph2p.errors import UserError
+from ph2p.inversion.simplex import SimplexDescent
 from ph2p.run.engine import run
 from ph2p.run.logs import RunLog, make_loggers
 from ph2p.world.coco import write_coco
@@ -98,17 +99,19 @@ def test_a_method_makes_its_optimiser_and_keeps_its_budget(option):
     assert spent(cfg.method) <= cfg.method.budget
     assert spent(cfg.method) > 0.9 * cfg.method.budget or cfg.method.written  # captions cost nothing
     if cfg.method.optimizer is not None:
-        parameter = torch.nn.Parameter(torch.ones(2, 3))
+        parameter = torch.nn.Parameter(torch.ones(2, 1, 3))
         optimizer = instantiate(cfg.method.optimizer, _partial_=True)([parameter])
+        if isinstance(optimizer, SimplexDescent):
+            optimizer.over(torch.eye(3))
 
         def closure():
             optimizer.zero_grad()
-            losses = parameter.square().sum(1)
+            losses = parameter.square().sum((1, 2))
             losses.sum().backward()
             return losses.detach()
 
         assert isinstance(optimizer, torch.optim.Optimizer)
-        assert optimizer.step(closure).shape == (2,) and not torch.equal(parameter, torch.ones(2, 3))
+        assert optimizer.step(closure).shape == (2,) and not torch.equal(parameter, torch.ones(2, 1, 3))
 
 
 def lay_out(root: Path) -> None:

@@ -29,6 +29,7 @@ from ph2p.inverter import Inverter
 WINDOW = (500, 1000)
 SCALES = (0.5, 1.0, 2.0)
 LBFGS = ["method=ph2p", "method.draws=2", "method.judge_draws=2", "method.optimizer.max_eval=6", "method.budget=400"]
+SIMPLEX = ["method=simplex", "method.draws=2", "method.judge_draws=2", "method.steps=5", "method.budget=200"]
 STRAIGHT_THROUGH = ["method=pez_diffusion", "method.draws=2", "method.budget=120"]
 
 
@@ -45,7 +46,7 @@ def assert_same(ours, theirs) -> None:
         assert getattr(ours, key) == pytest.approx(getattr(theirs, key), rel=1e-5), key
 
 
-@pytest.mark.parametrize("method", [LBFGS, STRAIGHT_THROUGH], ids=["lbfgs", "straight-through"])
+@pytest.mark.parametrize("method", [LBFGS, SIMPLEX, STRAIGHT_THROUGH], ids=["lbfgs", "simplex", "straight-through"])
 def test_an_image_alone_in_a_batch_and_in_another_order(inverter_of, targets, method):
     inverter = inverter_of(*method, "method.restarts=2")
     batch = inverter(targets)
@@ -380,6 +381,7 @@ def counted(unet):
         ["method=ph2p", "method.restarts=2"],
         ["method=ph2p_plus", "method.search.starts=2", "method.search.draws=3", "method.budget=1200"],
         ["method=pez_diffusion"],
+        ["method=simplex"],
         ["method=random", "method.restarts=10", "method.selection.shortlist=10"],
         ["method=pez"],
     ],
@@ -432,7 +434,9 @@ def test_the_trail_has_every_evaluation_and_every_prompt_on_the_way(inverter_of,
         assert all(all(word in known for word in words) for words in (*trail.projected, *trail.rounds))
 
 
-@pytest.mark.parametrize("method, hard", [(LBFGS, "first of each epoch"), (STRAIGHT_THROUGH, "all")])
+@pytest.mark.parametrize(
+    "method, hard", [(LBFGS, "first of each epoch"), (SIMPLEX, "first of each epoch"), (STRAIGHT_THROUGH, "all")]
+)
 def test_the_trail_says_which_losses_are_of_real_tokens(inverter_of, targets, method, hard):
     inverter = inverter_of(*method)
     (result,) = inverter(targets[:1])

@@ -3,18 +3,20 @@
 import math
 import random
 import re
+import shutil
 from dataclasses import replace
 
 import pytest
 import torch
-from pipelines import save_tokenizer
+from pipelines import save_pipeline, save_tokenizer
 from safetensors.torch import save_model
 from transformers import Dinov2Config, Dinov2Model, GPT2Config, GPT2LMHeadModel
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
+from ph2p.config.compose import load_config
 from ph2p.data.world import training_captions
 from ph2p.errors import UserError
-from ph2p.evaluation.backbones import Backbones, make_backbones
+from ph2p.evaluation.backbones import Backbones, check_transfer, load_painter, make_backbones
 from ph2p.evaluation.likeness import bertscore, nearest_similarity
 from ph2p.evaluation.measurement import Measurement
 from ph2p.evaluation.metrics import METRICS
@@ -22,8 +24,11 @@ from ph2p.evaluation.result import as_record
 from ph2p.evaluation.wording import reads_back
 from ph2p.inversion.batch import Batch
 from ph2p.inversion.selection import Candidate
+from ph2p.models.generators import load_generator
 from ph2p.models.judges import load_dino, load_language_model, load_lpips
 from ph2p.models.language import TrigramModel
+from ph2p.models.painting import guidance_options
+from ph2p.run.build import load_inverter
 
 CPU = torch.device("cpu")
 KEY = "evaluation.language_model"
@@ -252,4 +257,64 @@ def test_a_result_has_what_its_backbones_say(inverter_of, targets, dino):
     distance = (painted - targets[0].image).abs().mean()
     assert first.lpips == pytest.approx(float(distance), abs=1e-6)
     plain = make_backbones(inverter_of().cfg.evaluation, inverter.scorer, CPU)
-    assert plain.perplexity is plain.pictures is plain.distance is None
+    assert plain.perplexity is plain.pictures is plain.distance is plain.painter is None
+
+
+# --- a second generator --------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def second(tmp_path_factory):
+    """The folder of another pipeline: its scheduler predicts the noise."""
+    return save_pipeline(tmp_path_factory.mktemp("second") / "pipeline")
+
+
+def test_a_second_generator_paints_the_same_prompt_by_the_same_seeds(inverter_of, targets, second):
+    words = ("evaluation.renders=2", "evaluation.draws=1", "generator.steps=2")
+    texts = ["small red dog", "blue circle", "red " * 10]
+    passed_in = load_generator(second)
+    passed_in.max_prompt_length = 4  # a model that reads less
+
+    def measured(*more, painter=None):
+        inverter = inverter_of(*words, *more)
+        batch, encode = Batch(targets, inverter.generator, inverter.scorer), inverter.generator.vocabulary.encode
+        found = [[Candidate(tuple(encode(text)), text.strip(), 0, 0.0)] for text in texts]
+        judges = make_backbones(inverter.cfg.evaluation, inverter.scorer, CPU)
+        measure = Measurement(
+            inverter.generator, inverter.scorer, inverter.cfg, replace(judges, painter=painter) if painter else None
+        )
+        return inverter, measure(batch, found, None, torch.zeros(3, 0), 1.0)
+
+    inverter, without = measured()
+    _, results = measured(f"evaluation.transfer={second}")
+    other, features = load_generator(second), inverter.scorer.image_features
+    for text, target, result, plain in zip(texts, targets, results, without, strict=True):
+        painted = other.sample([text.strip()] * 2, [1000, 1001], 2, **guidance_options(inverter.cfg.generator))
+        similarity = torch.cosine_similarity(features(painted), features(target.image[None]), dim=-1).mean()
+        assert result.transfer_similarity == pytest.approx(float(similarity), abs=1e-5)
+        assert as_record(result)["transfer_similarity"] == result.transfer_similarity
+        assert result.clip_similarity == plain.clip_similarity != result.transfer_similarity
+        assert plain.transfer_similarity is None and "transfer" not in plain.measured_with
+        assert result.measured_with["transfer"] == str(second)
+        assert result.evaluation_samples - plain.evaluation_samples == 2 * 2 * 2  # renderings, steps, guidance
+    _, short = measured(painter=passed_in)
+    assert (
+        short[0].transfer_similarity == pytest.approx(results[0].transfer_similarity, abs=1e-5) and not short[0].notes
+    )
+    assert short[2].notes == ["of the prompt the second generator reads 'red red red red'"]
+    assert short[2].transfer_similarity != results[2].transfer_similarity
+
+
+def test_a_second_generator_that_cannot_be_loaded_is_one_line_before_any_model(tmp_path, second):
+    missing = load_config([f"evaluation.transfer={tmp_path}/none", f"generator.path={tmp_path}/neither"])
+    with pytest.raises(UserError, match=rf"^evaluation\.transfer={tmp_path}/none: (?!.*\n)"):
+        load_inverter(missing)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match=r"^evaluation\.transfer=.*: .*give the folder of a diffusers pipeline"):
+        check_transfer(load_config([f"evaluation.transfer={tmp_path}/empty"]).evaluation)
+    broken = shutil.copytree(second, tmp_path / "broken")
+    for file in (broken / "tokenizer").iterdir():
+        file.unlink()
+    with pytest.raises(UserError, match=rf"^evaluation\.transfer={broken}: .*tokenizer"):
+        load_painter(str(broken), CPU)
+    check_transfer(load_config([f"evaluation.transfer={second}"]).evaluation)

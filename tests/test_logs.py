@@ -3,11 +3,13 @@
 import csv
 import json
 import math
+import time
 from dataclasses import replace
 
 import pytest
 import torch
 from lightning.pytorch.loggers.logger import DummyLogger
+from PIL import Image
 from pipelines import EOS
 
 from ph2p.config.compose import load_config
@@ -61,6 +63,86 @@ def test_a_logger_that_fails_at_the_end_does_not_change_how_the_run_ended(tmp_pa
 
     RunLog(tmp_path / "logs" / "part-00000.csv", [Unreachable()]).close()
     assert "Unreachable: not all curves were written: nobody answers" in caplog.text
+
+
+@pytest.fixture
+def finished(inverter_of, targets):
+    """A result with pictures, of a prompt with a sign that tables of Markdown take for their own."""
+    (result,) = inverter_of("method=random", "method.budget=200", "method.restarts=2", "evaluation.renders=2")(
+        targets[:1]
+    )
+    return replace(result, prompt="red | square")
+
+
+def shown(folder, option: str, result) -> None:
+    """A run's log of two epochs of two images, and of one finished image."""
+    cfg = load_config(
+        [f"logger={option}", f"output={folder}", "name=x", *["logger.offline=true"] * (option == "wandb")]
+    )
+    log = RunLog(folder / "x" / "logs" / "part-00000.csv", make_loggers(cfg), {"method.budget": 7, "data.path": "ü|x"})
+    log.write(0, {"a.png": {"loss": 0.5, "evaluations": 17}, "b.png": {"loss": 1.5}})
+    log.write(1, {"a.png": {"loss": 0.25}, "b.png": {"loss": math.inf}})
+    log.show(result, 1)
+    log.close()
+
+
+def test_tensorboard_gets_pictures_prompts_a_table_and_the_configuration(tmp_path, finished):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    shown(tmp_path, "tensorboard", finished)
+    events = EventAccumulator(str(tmp_path / "x" / "logs" / "tensorboard"))
+    events.Reload()
+    tags = events.Tags()
+    assert [(event.step, event.value) for event in events.Scalars("epochs/loss/part-00000")] == [(2, 1.0), (4, 0.25)]
+    (loss,) = events.Scalars("images/loss/part-00000")
+    assert loss.step == 1 and loss.value == pytest.approx(finished.loss, rel=1e-6)
+    assert not any("a.png" in tag for tag in tags["scalars"])  # no chart for each image
+    (event,) = events.Images("pictures/part-00000")
+    assert (event.width, event.height) == (16 * 3, 16)
+    texts = {tag: events.Tensors(tag)[0].tensor_proto.string_val[0].decode() for tag in tags["tensors"]}
+    assert f"{finished.image_id}: red | square" in texts["pictures/part-00000/words/text_summary"]
+    assert '"method.budget": 7' in texts["configuration/text_summary"] and "ü|x" in texts["configuration/text_summary"]
+    head, rule, row = texts["table/part-00000/text_summary"].splitlines()
+    assert head.startswith("| image | prompt | loss |") and head.count("|") == rule.count("|") == row.count("|") - 1
+    assert f"| {finished.image_id} | red \\| square | {finished.loss:.4g} |" in row
+
+
+def written_by_wandb(path) -> list:
+    """The records of a run; wandb's own process may still write them when `finish` comes back."""
+    from wandb.proto.wandb_internal_pb2 import Record
+    from wandb.sdk.internal.datastore import DataStore
+
+    until = time.monotonic() + 60
+    while time.monotonic() < until:
+        store, records = DataStore(), []
+        store.open_for_scan(str(path))
+        while (data := store.scan_data()) is not None:
+            records.append(Record.FromString(data))
+        if any(record.WhichOneof("record_type") == "exit" for record in records):
+            return records
+        time.sleep(0.2)
+    pytest.fail("wandb has not written its run to the end")
+
+
+def test_wandb_gets_pictures_prompts_a_table_and_the_configuration(tmp_path, finished, monkeypatch):
+    pytest.importorskip("wandb")
+    for name in ("CONFIG", "CACHE", "DATA"):
+        monkeypatch.setenv(f"WANDB_{name}_DIR", str(tmp_path / "wandb"))
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    shown(tmp_path, "wandb", finished)
+    (run,) = (tmp_path / "x" / "logs" / "wandb").glob("offline-run-*")
+    (path,), config, logged = run.glob("*.wandb"), {}, {}
+    for record in written_by_wandb(path):
+        config |= {item.key: json.loads(item.value_json) for item in record.config.update}
+        logged |= {"/".join(item.nested_key): json.loads(item.value_json) for item in record.history.item}
+    assert config["method.budget"] == 7 and logged["epochs/loss/part-00000"] == 0.25
+    assert logged["pictures/part-00000/captions"] == [f"{finished.image_id}: red | square"]
+    (picture,) = (run / "files" / "media" / "images" / "pictures").glob("*.png")
+    assert Image.open(picture).size == (16 * 3, 16)
+    (table,) = (run / "files" / "media" / "table" / "table").glob("*.table.json")
+    content = json.loads(table.read_text())
+    assert content["columns"][:3] == ["image", "prompt", "loss"]
+    assert content["data"][0][:3] == [finished.image_id, "red | square", pytest.approx(finished.loss)]
 
 
 def test_what_is_no_number_is_null(tmp_path):

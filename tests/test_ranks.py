@@ -1,5 +1,6 @@
 """Several ranks: each image once, the results of one rank, and nobody is harmed by another's end."""
 
+import csv
 import io
 import json
 import os
@@ -10,15 +11,16 @@ import sys
 import time
 from collections import Counter, defaultdict
 from functools import partial
+from itertools import groupby
 from pathlib import Path
 
 import lightning as L
+import numpy as np
 import pytest
 from runs import SMALL, Runner, ended, found, lines, make_pictures
 
 from ph2p import invert
 from ph2p.errors import UserError
-from ph2p.report.records import read_results
 from ph2p.run.assignment import batches, belongs
 from ph2p.run.ranks import Ranks, pass_on, trainer_options
 from ph2p.run.stopping import requeue
@@ -185,19 +187,25 @@ def test_bad_images_fail_on_their_ranks_alone_and_once(place, runner, alone):
 
 
 def curves(folder: Path) -> dict[str, list[tuple[int, float]]]:
-    """What a logger must hold: epochs and values by `figure/image`, as the results have them."""
-    wanted = {}
-    for record in read_results(folder):
-        content = json.loads((folder / record["files"]["candidates"]).read_text())
-        fit, search = list(enumerate(content["loss_curve"])), content["search_curve"]
-        wanted[f"loss/{record['image_id']}"] = fit
-        wanted[f"search_loss/{record['image_id']}"] = list(enumerate(search, len(fit)))
-        assert len(fit) > 1 and len(search) > 1
+    """What a logger must hold: of each part the steps and values of its curves, and of its finished images."""
+    wanted: dict[str, list[tuple[int, float]]] = {}
+    for part in sorted(path.stem for path in (folder / "results").glob("part-*.jsonl")):
+        with (folder / "logs" / f"{part}.csv").open(newline="", encoding="utf-8") as file:
+            rows = list(csv.DictReader(file))
+        for key in ("loss", "search_loss"):
+            groups = groupby(enumerate(rows, 1), lambda row: row[1]["epoch"])
+            for some in (list(group) for _, group in groups):
+                known = [float(row[key]) for _, row in some if row[key]]
+                if known:
+                    wanted.setdefault(f"epochs/{key}/{part}", []).append((some[-1][0], np.mean(known)))
+        records = map(json.loads, (folder / "results" / f"{part}.jsonl").read_text().splitlines())
+        wanted[f"images/gap_closed/{part}"] = [(k, record["gap_closed"]) for k, record in enumerate(records, 1)]
+        assert all(len(wanted[f"epochs/{key}/{part}"]) > 1 for key in ("loss", "search_loss"))
     return wanted
 
 
 def test_tensorboard_shows_the_images_of_all_ranks(place, runner):
-    """And of an earlier run in the folder, here one of a shard; a tag holds each epoch once."""
+    """And of an earlier run in the folder, here one of a shard; there are as many charts for any number of images."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     words = ("name=board", "logger=tensorboard", "batch_size=2")
@@ -208,8 +216,15 @@ def test_tensorboard_shows_the_images_of_all_ranks(place, runner):
     events.Reload()
     assert len(list((folder / "logs" / "tensorboard").glob("events.*"))) == 3
     for tag, curve in curves(folder).items():
-        assert [(event.step, event.value) for event in events.Scalars(tag)] == curve
-    assert {f"gradient_norm/{k}.png" for k in range(5)} <= set(events.Tags()["scalars"])
+        found = events.Scalars(tag)
+        later = 1 if tag == "images/gap_closed/part-00000" else 0  # the image of the earlier run was the first
+        assert [event.step for event in found] == [step + later for step, _ in curve]
+        assert [event.value for event in found] == pytest.approx([value for _, value in curve], rel=1e-6)
+    parts, tags = ("part-00000", "part-00001", "part-0-00000"), events.Tags()
+    assert set(tags["images"]) == {f"pictures/{part}" for part in parts}
+    assert sum(len(events.Images(tag)) for tag in tags["images"]) == 5
+    assert {f"gradient_norm/{part}" for part in parts} <= {tag.removeprefix("epochs/") for tag in tags["scalars"]}
+    assert not any(".png" in tag for names in tags.values() if isinstance(names, list) for tag in names)
 
 
 def test_every_rank_is_a_run_in_the_group_of_wandb(place, runner, monkeypatch):
@@ -234,7 +249,8 @@ def test_every_rank_is_a_run_in_the_group_of_wandb(place, runner, monkeypatch):
                 logged[tag].append((row.get("trainer/global_step"), row[tag]))
     assert {group for group, _ in runs} == {"group"} and len(set(runs)) == 2
     for tag, curve in curves(folder).items():
-        assert logged[tag] == curve
+        assert [step for step, _ in logged[tag]] == [step for step, _ in curve]
+        assert [value for _, value in logged[tag]] == pytest.approx([value for _, value in curve])
 
 
 # --- processes that Lightning starts ------------------------------------------------------------------------------

@@ -189,11 +189,14 @@ def test_sigterm_ends_a_run_while_its_model_is_loaded(place):
     assert not (place / "out" / "loading").exists()
 
 
-@pytest.mark.parametrize("method", ["soft", "pez_diffusion"])
+@pytest.mark.parametrize("method", ["soft", "pez_diffusion", "simplex"])
 def test_sigterm_within_an_epoch_of_several_steps(place, runner, model_overrides, method):
-    """AdamW's state and the position among the epoch's draws are in the checkpoint; finished steps are not repeated."""
+    """The optimiser's state and the place among the epoch's draws are in the checkpoint; no step is repeated."""
     fixed = [f"output={place}/out", f"data.path={place}/pictures", "method.budget=60", "method.selection.shortlist=2"]
-    runner, log = Runner([*QUICK, *model_overrides, f"method={method}", "method.steps=5", *fixed]), place / "steps"
+    runner, log = (
+        Runner([*QUICK, *model_overrides, f"method={method}", "method.steps=5", "method.judge_draws=0", *fixed]),
+        place / "steps",
+    )
 
     def stop(call: int):
         def install() -> None:

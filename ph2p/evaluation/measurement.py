@@ -22,7 +22,7 @@ from ph2p.models.microbatch import peak_memory
 from ph2p.models.painting import guidance_options, paint
 from ph2p.models.scorer import Scorer
 
-JUDGES = ("language_model", "dinov2", "lpips")  # keys of the models that are asked for beside the scorer
+JUDGES = ("language_model", "dinov2", "lpips", "transfer")  # keys of the models that are asked for beside the scorer
 
 
 @dataclass
@@ -39,6 +39,8 @@ class Measurement:
 
     def __post_init__(self) -> None:
         self.judges = self.backbones or make_backbones(self.cfg.evaluation, self.scorer, self.generator.device)
+        if self.judges.painter:
+            self.judges.painter.check_sampling({}, self.cfg.generator.guidance_rescale)
 
     def __call__(
         self,
@@ -63,6 +65,7 @@ class Measurement:
         self._compare_with_captions(batch, results, draws)
         self._compare_with_references(batch, results, draws)
         self._judge(batch, results)
+        self._transfer(batch, results)
         if prompts is not None:
             self._measure_soft_prompts(batch, results, prompts, draws)
         return results
@@ -132,15 +135,19 @@ class Measurement:
     def _render(self, texts: list[str], features: Tensor) -> tuple[Tensor, list[float], list[float | None]]:
         """Renderings (B, R, 3, H, W) of each text, their mean CLIP similarities (B) to `features` (B, E) and, of
         each text, their diversity (B)."""
-        count = self.cfg.evaluation.renders
-        seeds = [self.cfg.seed + 1000 + k for k in range(count)]  # not the seed that the finalists were rendered with
-        repeated = [text for text in texts for _ in seeds]
-        options = guidance_options(self.cfg.generator)
-        renderings = paint(self.generator, repeated, seeds * len(texts), self.cfg.generator.steps, options)
+        count, renderings = self.cfg.evaluation.renders, self._paint(self.generator, texts)
         found = self.scorer.image_features(renderings).view(len(texts), count, -1)  # (B, R, E)
         similarity = cosine_similarity(found, features[:, None], dim=-1).mean(1)
         shape = (len(texts), count, *renderings.shape[1:])
         return renderings.view(shape).cpu(), similarity.tolist(), [diversity_of(some) for some in found]
+
+    def _paint(self, generator: Generator, texts: list[str]) -> Tensor:
+        """Renderings (B R, 3, H, W) of texts by one of the generators, each text by the R fixed seeds."""
+        count = self.cfg.evaluation.renders
+        seeds = [self.cfg.seed + 1000 + k for k in range(count)]  # not the seed that the finalists were rendered with
+        repeated = [text for text in texts for _ in seeds]
+        options = guidance_options(self.cfg.generator)
+        return paint(generator, repeated, seeds * len(texts), self.cfg.generator.steps, options)
 
     def _compare_with_captions(self, batch: Batch, results: list[InversionResult], draws: Draws) -> None:
         """Fill in the values that need a true caption, for the images that have one."""
@@ -201,6 +208,25 @@ class Measurement:
                 result.dino_similarity = float(similarity.mean())
             if judges.distance:
                 result.lpips = float(judges.distance(painted, picture.expand_as(painted)).mean())
+
+    def _transfer(self, batch: Batch, results: list[InversionResult]) -> None:
+        """Have a second generator paint the prompts with the same seeds, each as much of it as that model reads.
+
+        Costs `renders` pictures a prompt; `evaluation_samples` counts their samples too.
+        """
+        painter = self.judges.painter
+        if painter is None:
+            return
+        for row, result in enumerate(results):
+            text, _ = readable(painter, result.prompt)
+            if text != result.prompt:
+                result.notes.append(f"of the prompt the second generator reads {text!r}")
+            if text:
+                before = painter.counter.forward
+                found = self.scorer.image_features(self._paint(painter, [text]))  # (R, E)
+                similarity = cosine_similarity(found, batch.features[row : row + 1], dim=-1)  # (R,)
+                result.transfer_similarity = float(similarity.mean())
+                result.evaluation_samples += painter.counter.forward - before
 
     @torch.no_grad()
     def _measure_soft_prompts(

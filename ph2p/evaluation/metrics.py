@@ -37,6 +37,7 @@ class Measured(Protocol):
     dino_similarity: float | None
     lpips: float | None
     agreement: float | None
+    transfer_similarity: float | None
     regret_curve: list[tuple[int, float]]
     forward_samples: int
     backward_samples: int
@@ -187,6 +188,9 @@ TABLE = (
            "Cosine between the DINOv2 features of the target and of the renderings, mean over renderings.", ("card",)),
     Metric("lpips", "LPIPS", "distance", "lower", _known("lpips"), decimal,
            "Perceptual distance of the target to the renderings, mean over renderings.", ("card",)),
+    Metric("transfer_similarity", "CLIP elsewhere", "cosine", "higher", _known("transfer_similarity"), decimal,
+           "Cosine between the CLIP features of the target and of what a second generator paints by the same prompt "
+           "and seeds, mean over renderings.", ("card", "column", "total"), beside=(("here", "clip_similarity"),)),
     Metric("caption_similarity", "likeness to the caption", "cosine", "higher", _known("caption_similarity"), decimal,
            "Cosine between the text features of the prompt and of the true caption.", ("card",)),
     Metric("bertscore", "BERTScore", "F measure", "higher", _known("bertscore"), decimal,

@@ -53,6 +53,9 @@ class InversionResult:
     dino_similarity: float | None = None  # target and renderings by DINOv2, mean over the renderings, in [-1, 1]
     lpips: float | None = None  # distance of target and renderings, mean over the renderings
     agreement: float | None = None  # of the words that several starts found, in [0, 1]; None: there was one
+    transfer_similarity: float | None = (
+        None  # as `clip_similarity`, of the same prompt's renderings by a second generator
+    )
     cut_short: str = ""  # why optimisation or search ended before their plan; empty: they did not
     notes: list[str] = field(default_factory=list)  # what was cut, or could not be measured
     loss_soft: float | None = None  # of the continuous prompt, for methods that end with one

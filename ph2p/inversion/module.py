@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ph2p.inversion.draws import Draws
 from ph2p.inversion.objectives import rows_of_gradient
+from ph2p.inversion.simplex import SimplexDescent
 from ph2p.inversion.units import Units
 from ph2p.models.microbatch import MicroBatch, parts
 from ph2p.models.vocabulary import Vocabulary
@@ -113,4 +114,7 @@ class PromptInversion(L.LightningModule):
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         assert self._optimizer_factory is not None
-        return self._optimizer_factory([self.coordinates])
+        optimizer = self._optimizer_factory([self.coordinates])
+        if isinstance(optimizer, SimplexDescent):
+            optimizer.over(self.units.coordinates(self.vocabulary.embed(self.vocabulary.allowed_ids)))  # (A, D)
+        return optimizer

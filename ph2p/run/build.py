@@ -13,6 +13,7 @@ from ph2p.config.method import STARTS, MethodConfig
 from ph2p.config.schema import Config, GeneratorConfig, ScorerConfig
 from ph2p.data import Targets
 from ph2p.errors import UserError
+from ph2p.evaluation.backbones import check_transfer
 from ph2p.inverter import Inverter
 from ph2p.models.generators import LOADING, Generator, load_generator
 from ph2p.models.microbatch import MicroBatch
@@ -34,6 +35,7 @@ def load_inverter(cfg: Config) -> Inverter:
     """Load generator and scorer onto the trainer's device; raises UserError for what cannot be built or read."""
     device = build("trainer", lambda: own_device(cfg.trainer))
     check_optimizer(cfg.method)
+    check_transfer(cfg.evaluation)
     generator = _load_generator(cfg.generator, device, str(cfg.trainer.get("precision")))
     _check_fit(generator, cfg)
     return _inverter(generator, _load_scorer(cfg.scorer, device), cfg)

@@ -49,7 +49,7 @@ def run(cfg: Config, load: Load = load_inverter, screen: Screen | None = None) -
             with stopping.at_once():
                 inverter = load(cfg)
             targets.image_size = inverter.generator.image_size
-            log = build("logger", lambda: RunLog(results.log, loggers))
+            log = build("logger", lambda: RunLog(results.log, loggers, results.settings))
             work = Work(cfg, inverter, targets, results, screen, log)
             _invert(work, ranks)
             codes = ranks.wait()

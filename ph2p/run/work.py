@@ -24,7 +24,7 @@ from ph2p.run.standing import Standing, standing
 
 @dataclass
 class Work:
-    """What a rank has to do with its images, and what with. `failed` counts those that failed, in this run."""
+    """What a rank has to do with its images, and what with. `failed` and `written` count images of this run."""
 
     cfg: Config
     inverter: Inverter
@@ -33,6 +33,7 @@ class Work:
     screen: Screen
     log: RunLog
     failed: int = 0
+    written: int = 0
 
     def __post_init__(self) -> None:
         self.checkpoint = BatchCheckpoint(self.results.checkpoint, self.results.settings)
@@ -83,6 +84,8 @@ class Work:
                     if self.cfg.sidecars:
                         write_sidecar(self.results.folder, target.image_id, result.prompt)
                     write(result, self.results)
+                    self.written += 1
+                    self.log.show(result, len(state.done) + self.written)
                 stopping.check()
             self.checkpoint.finish()
         progress.finish()

@@ -4,5 +4,6 @@ from ph2p.models.generators.base import Generator
 from ph2p.models.generators.families import FAMILIES
 from ph2p.models.generators.loading import load_generator
 from ph2p.models.generators.options import LOADING, LoadOptions
+from ph2p.models.generators.source import find
 
-__all__ = ["FAMILIES", "LOADING", "Generator", "LoadOptions", "load_generator"]
+__all__ = ["FAMILIES", "LOADING", "Generator", "LoadOptions", "find", "load_generator"]
