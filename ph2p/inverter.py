@@ -10,13 +10,14 @@ from torch import Tensor
 
 from ph2p.config.budget import plan
 from ph2p.config.schema import Config
+from ph2p.config.validate import check_set_size
 from ph2p.data import Target, TargetError
 from ph2p.evaluation.backbones import Backbones
 from ph2p.evaluation.measurement import Measurement
 from ph2p.evaluation.result import InversionResult
 from ph2p.inversion.batch import Batch
 from ph2p.inversion.captioning import Captioner, caption_tokens, make_captioner
-from ph2p.inversion.draws import Draws
+from ph2p.inversion.draws import Draws, restarted
 from ph2p.inversion.history import CandidateHistory
 from ph2p.inversion.judge import Judge
 from ph2p.inversion.meter import Meter
@@ -59,11 +60,14 @@ class Inverter:
     ) -> list[InversionResult | TargetError]:
         """Invert a batch of images; each result depends on its image and the configuration alone, up to rounding.
 
-        An image for which no prompt can be found has an error as its result, and the others are not concerned. The
+        A set of pictures (`ph2p.data.together`) is an image like the others; raises UserError for one of more pictures
+        than there are draws. An image for which no prompt can be found has an error as its result, and the others are not concerned. The
         `session` says how the fit is run, hears of progress, keeps what an interrupted search goes on from, and stops.
         Selection and measurement begin anew after an interruption: they are short, and the same each time.
         """
         session = session or Session()
+        for target in targets:
+            check_set_size(self.cfg, len(target.shown) + len(target.avoided))
         for stage, total in reversed(self._stages(len(targets)).items()):
             session.report(stage, 0, total)
         with stoppable(self.generator.denoiser, session):
@@ -110,7 +114,7 @@ class Inverter:
         """
         method, meter = self.cfg.method, Meter(self.generator.counter)
         vocabulary = self.vocabulary.projecting(method.projection)
-        keys = [f"{key}#{r}" if r else key for key in batch.keys for r in range(method.restarts)]
+        keys = [restarted(key, r) for key in batch.keys for r in range(method.restarts)]
         captions = self._captions(batch)
         start = starting_tokens(vocabulary, self.scorer, method, self.cfg.seed, keys, batch.features, captions)
         epochs, first = plan(method).epochs, torch.arange(len(batch.ids)) * method.restarts  # of each image's rows
@@ -246,7 +250,7 @@ class Inverter:
         read = vocabulary.read_back if method.written else vocabulary.repair
         entries = pool.token_ids[row], pool.losses[row], pool.epochs[row].tolist()
         if method.selection.validates:
-            some = shortlist(vocabulary, *entries, method.selection.shortlist, read)
+            some = shortlist(vocabulary, *entries, method.selection.shortlist, read, method.prompts)
         else:
             some = [replace(c, loss=math.nan) for c in distinct(vocabulary, read, *entries).values()]  # on no draws
         if not some:

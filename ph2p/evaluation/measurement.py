@@ -1,6 +1,7 @@
 """What a found prompt is worth: losses on fresh draws, renderings with fixed seeds, words, against the true caption."""
 
 from dataclasses import dataclass
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ from torch.nn.functional import cosine_similarity
 from ph2p.config.schema import Config
 from ph2p.evaluation.backbones import Backbones, make_backbones
 from ph2p.evaluation.likeness import bertscore, diversity_of, nearest_similarity
-from ph2p.evaluation.result import InversionResult
+from ph2p.evaluation.result import InversionResult, alternatives_of
 from ph2p.evaluation.texts import readable, text_losses
 from ph2p.evaluation.wording import reads_back
 from ph2p.inversion.batch import Batch
@@ -54,7 +55,7 @@ class Measurement:
         None where they are not known; `curves` (B, epochs) their losses; `seconds` is an image's part of the time.
         """
         cfg = self.cfg
-        draws = batch.draws(cfg.seed, "evaluation", cfg.evaluation.draws, cfg.evaluation.timesteps)
+        draws = batch.draws(cfg.seed, "evaluation", cfg.evaluation.draws, cfg.evaluation.timesteps, negatives=False)
         results = self._winners(batch, candidates, draws, seconds)
         for row, result in enumerate(results):
             result.loss_curve, result.search_curve = curves[row].tolist(), batch.search_curves[row]
@@ -87,9 +88,9 @@ class Measurement:
         texts = [winner.text for winner in winners]
         losses = text_losses(self.generator, batch.latents, texts, draws)
         empty = text_losses(self.generator, batch.latents, [""] * len(texts), draws)
-        renderings, similarity, diversity = self._render(texts, batch.features)
+        renderings, similarity, diversity = self._render(texts, batch.shown_features)
         spent = (self.generator.counter.forward - before) // len(texts)  # each image costs the same
-        clip_text = cosine_similarity(self.scorer.text_features(texts), batch.features, dim=-1).tolist()
+        clip_text = (self.scorer.text_features(texts) * batch.shown_features).sum(-1).tolist()
         return [
             InversionResult(
                 image_id=target.image_id,
@@ -111,6 +112,9 @@ class Measurement:
                 measured_with=self.measured_with(),
                 microbatch=self.generator.microbatch.bounds(),
                 content=target.key,
+                together=[one.source for one in target.shown] if len(target.shown) > 1 else [],
+                negatives=[one.source for one in target.avoided],
+                alternatives=alternatives_of(candidates[row], self.cfg.method.prompts),
                 cut_short=batch.cut_short,
                 notes=[*target.notes, *self._split()],
                 candidates=candidates[row],
@@ -129,15 +133,15 @@ class Measurement:
         return [f"memory ran out, so fewer rows went through at once ({parts}); this can change what is found"]
 
     def _render(self, texts: list[str], features: Tensor) -> tuple[Tensor, list[float], list[float | None]]:
-        """Renderings (B, R, 3, H, W) of each text, their mean CLIP similarities (B) to `features` (B, E) and, of
-        each text, their diversity (B)."""
+        """Renderings (B, R, 3, H, W) of each text, their mean CLIP similarities (B) to `features` (B, E), those of the
+        pictures or a mean of such, and, of each text, their diversity (B)."""
         count = self.cfg.evaluation.renders
         seeds = [self.cfg.seed + 1000 + k for k in range(count)]  # not the seed that the finalists were rendered with
         repeated = [text for text in texts for _ in seeds]
         options = guidance_options(self.cfg.generator)
         renderings = paint(self.generator, repeated, seeds * len(texts), self.cfg.generator.steps, options)
         found = self.scorer.image_features(renderings).view(len(texts), count, -1)  # (B, R, E)
-        similarity = cosine_similarity(found, features[:, None], dim=-1).mean(1)
+        similarity = (found * features[:, None]).sum(-1).mean(1)
         shape = (len(texts), count, *renderings.shape[1:])
         return renderings.view(shape).cpu(), similarity.tolist(), [diversity_of(some) for some in found]
 
@@ -154,7 +158,7 @@ class Measurement:
         rows, captions = torch.tensor(list(read), device=batch.latents.device), list(read.values())
         before = self.generator.counter.forward
         losses = text_losses(self.generator, batch.latents[rows], captions, draws[rows])
-        renderings, similarity, _ = self._render(captions, batch.features[rows])
+        renderings, similarity, _ = self._render(captions, batch.shown_features[rows])
         spent = (self.generator.counter.forward - before) // len(captions)
         for k, row in enumerate(read):
             result, target = results[row], batch.targets[row]
@@ -194,12 +198,14 @@ class Measurement:
             if judges.perplexity:
                 result.perplexity = judges.perplexity(result.prompt)
             assert result.renderings is not None
-            picture, painted = target.image[None], result.renderings  # (1, 3, H, W), (R, 3, H, W)
+            painted, shown = result.renderings, [one.image[None] for one in target.shown]  # (R, 3, H, W), (1, 3, H, W)
             if judges.pictures:
-                similarity = cosine_similarity(judges.pictures(painted), judges.pictures(picture), dim=-1)  # (R,)
-                result.dino_similarity = float(similarity.mean())
+                ours = judges.pictures(painted)  # (R, E)
+                similarity = [cosine_similarity(ours, judges.pictures(picture), dim=-1).mean() for picture in shown]
+                result.dino_similarity = fmean(map(float, similarity))
             if judges.distance:
-                result.lpips = float(judges.distance(painted, picture.expand_as(painted)).mean())
+                distances = [judges.distance(painted, picture.expand_as(painted)).mean() for picture in shown]
+                result.lpips = fmean(map(float, distances))
 
     @torch.no_grad()
     def _measure_soft_prompts(

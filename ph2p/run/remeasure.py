@@ -121,7 +121,7 @@ class _Redo:
         """What was not done anew is as it was."""
         for name in ("forward_samples", "backward_samples", "seconds", "method", "seed"):
             setattr(result, name, record[name])
-        result.cut_short = record.get("cut_short", "")
+        result.cut_short, result.alternatives = record.get("cut_short", ""), record.get("alternatives", [])
         if not self.losses:
             for name in LOSSES:
                 setattr(result, name, record.get(name))
