@@ -61,9 +61,9 @@ class Inverter:
         """Invert a batch of images; each result depends on its image and the configuration alone, up to rounding.
 
         A set of pictures (`ph2p.data.together`) is an image like the others; raises UserError for one of more pictures
-        than there are draws. An image for which no prompt can be found has an error as its result, and the others are not concerned. The
-        `session` says how the fit is run, hears of progress, keeps what an interrupted search goes on from, and stops.
-        Selection and measurement begin anew after an interruption: they are short, and the same each time.
+        than there are draws. An image for which no prompt can be found has an error as its result, and the others are
+        not concerned. The `session` says how the fit is run, hears of progress, keeps what an interrupted search goes
+        on from, and stops. Selection and measurement begin anew after an interruption: they are short, and the same.
         """
         session = session or Session()
         for target in targets:

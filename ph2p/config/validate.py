@@ -45,7 +45,10 @@ def validate(cfg: Config) -> None:
 
 def check_set_size(cfg: Config, pictures: int) -> None:
     """Raise UserError unless all draws by which prompts are compared are enough for a set of so many pictures."""
-    method, wanted = cfg.method, f"a prompt is to be found for {pictures} pictures; give at least as many, or fewer pictures"
+    method, wanted = (
+        cfg.method,
+        f"a prompt is to be found for {pictures} pictures; give at least as many, or fewer pictures",
+    )
     counts = {"evaluation.draws": cfg.evaluation.draws}
     if method.judge_draws:
         counts["method.judge_draws"] = method.judge_draws

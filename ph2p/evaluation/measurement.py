@@ -60,6 +60,10 @@ class Measurement:
         for row, result in enumerate(results):
             result.loss_curve, result.search_curve = curves[row].tolist(), batch.search_curves[row]
             result.trail = batch.trails[row]
+            result.alternatives = alternatives_of(candidates[row], cfg.method.prompts)
+            shown, avoided = batch.targets[row].shown, batch.targets[row].avoided
+            result.together = [one.source for one in shown] if len(shown) > 1 else []
+            result.negatives = [one.source for one in avoided]
         self._compare_with_captions(batch, results, draws)
         self._compare_with_references(batch, results, draws)
         self._judge(batch, results)
@@ -112,9 +116,6 @@ class Measurement:
                 measured_with=self.measured_with(),
                 microbatch=self.generator.microbatch.bounds(),
                 content=target.key,
-                together=[one.source for one in target.shown] if len(target.shown) > 1 else [],
-                negatives=[one.source for one in target.avoided],
-                alternatives=alternatives_of(candidates[row], self.cfg.method.prompts),
                 cut_short=batch.cut_short,
                 notes=[*target.notes, *self._split()],
                 candidates=candidates[row],

@@ -97,4 +97,6 @@ def _wanted(target: Target, features: Tensor) -> Tensor:
     """The mean (E,) of the pictures' features minus the weighted mean of the negatives', which are the last."""
     count = len(target.shown)
     shown = _mean(features[:count])
-    return shown - target.weight * _mean(features[count:]) if isinstance(target, PictureSet) and target.avoided else shown
+    return (
+        shown - target.weight * _mean(features[count:]) if isinstance(target, PictureSet) and target.avoided else shown
+    )

@@ -54,9 +54,9 @@ class Progress:
 class Search:
     """The search of an image batch; image b is a problem of its own.
 
-    `latents` (B, C, h, w), of sets (B, P, C, h, w), of images whose draws are keyed by `keys` and `seed`; their prompts are made of `vocabulary`,
-    by default the generator's, and hold what that requires. Raises UserError for a move that does
-    not exist.
+    `latents` (B, C, h, w), or of sets (B, P, C, h, w), of images whose draws are keyed by `keys` and `seed`; their
+    prompts are made of `vocabulary`, by default the generator's, and hold what that requires. Raises UserError for a
+    move that does not exist.
     """
 
     def __init__(
