@@ -1,6 +1,6 @@
 """Measure the applications on the embedded world, whose truth is known: the figures of docs/applications.md.
 
-python benchmarks/applications.py attention --scenes 20        # or distillation, removal, evolution
+python benchmarks/applications.py attention --scenes 20        # or distillation, removal, evolution, style
 """
 
 import argparse
@@ -18,13 +18,23 @@ from ph2p.applications.distillation import Step, distil, shortest
 from ph2p.applications.evolution import denoising_fitness, evolve
 from ph2p.applications.removal import Removal, remove, zero_shot
 from ph2p.applications.settings import AttentionSettings, DistillationSettings, EvolutionSettings, RemovalSettings
+from ph2p.data import together
 from ph2p.evaluation.intervals import confidence_interval
+from ph2p.evaluation.score import score_texts
 from ph2p.inverter import Inverter
 from ph2p.models.painting import guidance_options, paint
 from ph2p.world.captions import attribute_words, attributes, canonical_caption
 from ph2p.world.drawing import object_mask, render
 from ph2p.world.scenes import COLOURS, SHAPES, Scene, scene
 
+STYLE = (
+    "part of the sets whose prompt names what they share",
+    "words of the prompt that name something of one picture alone",
+    "loss of the set's prompt, mean over its pictures",
+    "loss of each picture's own true caption",
+    "loss of the true captions of the other two",
+    "loss without words",
+)
 DISCS = (10, 15, 20, 25)  # radii in pixels of a 64-pixel picture
 
 
@@ -133,11 +143,55 @@ def evolution(count: int) -> None:
     print(f"{interval(gains)}  gain of the part of the loss that is taken away, of the worse picture, {count} pairs")
 
 
+def sets_of_scenes(split: str, count: int) -> list[tuple[list[Scene], frozenset[str]]]:
+    """Sets of three one-object scenes that share their noun or, every second one, their background, each with the words
+    for what they share; the other one is different in all three."""
+    nouns: dict[str, list[Scene]] = {}
+    grounds: dict[str, list[Scene]] = {}
+    for one in some_scenes(split, 600, objects=1):
+        noun, ground = noun_of(one), one.background
+        if ground not in [other.background for other in nouns.setdefault(noun, [])]:
+            nouns[noun].append(one)
+        if noun not in map(noun_of, grounds.setdefault(ground, [])):
+            grounds[ground].append(one)
+    by_noun = [(some[:3], attribute_words(some[0])[-3]) for some in nouns.values() if len(some) > 2]
+    by_ground = [(some[:3], attribute_words(some[0])[-1]) for some in grounds.values() if len(some) > 2]
+    return [pair for both in zip(by_noun, by_ground, strict=False) for pair in both][:count]
+
+
+def noun_of(one: Scene) -> str:
+    return attributes(one.things[0])[-1][0]
+
+
+def style(count: int) -> None:
+    """One prompt for three scenes, found by the method `fast`, beside their true captions and the words they share."""
+    inverter, rows = load_inverter(["method=fast", "evaluation.renders=1", "evaluation.draws=48"]), []
+    for scenes, shared in sets_of_scenes("val", count):
+        targets, captions = [as_target(one) for one in scenes], list(map(canonical_caption, scenes))
+        (found,) = inverter([together(targets)])
+        words = found.prompt.split()
+        others = {word for one in scenes for words in attribute_words(one) for word in words} - shared
+        texts, how = [found.prompt, *captions], (inverter.cfg.evaluation, inverter.cfg.seed)
+        scores = [score_texts(inverter.generator, inverter.scorer, target, texts, *how) for target in targets]
+        own = mean(row[1 + k].loss for k, row in enumerate(scores))
+        foreign = mean(score.loss for k, row in enumerate(scores) for n, score in enumerate(row) if n not in (0, 1 + k))
+        told, empty = (
+            mean(values) for values in zip(*((row[0].loss, row[0].loss_empty) for row in scores), strict=True)
+        )
+        rows.append(
+            (float(bool(shared & set(words))), sum(word in others for word in words), told, own, foreign, empty)
+        )
+        print(f"{'/'.join(sorted(shared))}: {found.prompt}  {rows[-1]}", flush=True)
+    for name, values in zip(STYLE, zip(*rows, strict=True), strict=True):
+        print(f"{interval(values)}  {name}, {len(rows)} sets")
+
+
 MEASURES: dict[str, Callable[[int], None]] = {
     "attention": attention,
     "distillation": distillation,
     "removal": removal,
     "evolution": evolution,
+    "style": style,
 }
 
 

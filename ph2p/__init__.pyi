@@ -1,5 +1,6 @@
 from .api import ImageLike as ImageLike
 from .api import invert as invert
+from .api import invert_together as invert_together
 from .api import load_inverter as load_inverter
 from .api import score as score
 from .config.compose import load_config as load_config

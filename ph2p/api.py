@@ -3,7 +3,7 @@
 import logging
 import re
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, overload
@@ -17,8 +17,9 @@ from ph2p.config.compose import load_config
 from ph2p.config.keywords import as_overrides
 from ph2p.config.schema import Config
 from ph2p.config.words import Word
-from ph2p.data import Target, TargetError
+from ph2p.data import Target, TargetError, together
 from ph2p.data.images import complaint, convert, read_image
+from ph2p.data.sets import WEIGHT, require_weight
 from ph2p.errors import UserError
 from ph2p.evaluation.result import InversionResult
 from ph2p.evaluation.score import TextScore, score_texts
@@ -82,6 +83,58 @@ def invert(
     if isinstance(found[0], TargetError):
         raise found[0]
     return found[0]
+
+
+def invert_together(
+    images: Sequence[ImageLike],
+    negatives: Sequence[ImageLike] = (),
+    weight: float = WEIGHT,
+    overrides: Sequence[str] = (),
+    *,
+    inverter: Inverter | None = None,
+    progress: bool = False,
+    **options: Any,
+) -> InversionResult:
+    """Find one prompt for several pictures: `invert_together(["a.png", "b.png"]).prompt`.
+
+    Its loss is the mean over the pictures, minus `weight`, in (0, 1], times the mean over the `negatives`, pictures
+    that it is not to suit. Pictures, models and keys are given as in `invert`; the order of the pictures does not
+    matter. Raises UserError for a wrong key, weight or picture, and for more pictures than there are draws; TargetError
+    for a picture that cannot be read.
+    """
+    for some in (images, negatives):
+        if isinstance(some, ImageLike):
+            raise UserError(f"{type(some).__name__}: give a list of pictures")
+        for picture in some:
+            _check(picture, single=True)
+    if not images:
+        raise UserError("images: give at least one")
+    require_weight("weight", weight)
+    _check_keys(inverter, overrides, options)
+    with _quiet():
+        inverter = inverter or load_inverter(overrides, **options)
+        targets = [_target(picture, number, inverter) for number, picture in enumerate([*images, *negatives])]
+        for target in targets:
+            if isinstance(target, TargetError):
+                raise target
+        good = [target for target in targets if isinstance(target, Target)]
+        found = following(inverter, progress)([together(good[: len(images)], good[len(images) :], weight)])[0]
+    if isinstance(found, TargetError):
+        raise found
+    return found
+
+
+def following(inverter: Inverter, progress: bool = True) -> Callable[[Sequence[Target]], list[Result]]:
+    """The inverter of a batch with a bar, if any, that shows what happens to it."""
+
+    def invert_batch(targets: Sequence[Target]) -> list[Result]:
+        with _quiet(), _bar(progress) as bar:
+            task = bar.add_task("starting", total=len(targets))
+            found = inverter(targets, _Follow(bar, task))
+            bar.advance(task, len(targets))
+            return found
+
+    return invert_batch
 
 
 def score(
@@ -149,11 +202,15 @@ class _Follow(Session):
         self.bar.update(self.task, description=f"{stage} {done}/{total}")
 
 
+def _bar(progress: bool) -> Progress:
+    columns = TextColumn("{task.description:>24}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+    return Progress(*columns, disable=not progress)
+
+
 def _invert(pictures: Sequence[ImageLike], inverter: Inverter, progress: bool) -> Iterator[Result]:
     """The results in order, batch after batch."""
-    columns = TextColumn("{task.description:>24}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
     size = inverter.cfg.batch_size
-    with Progress(*columns, disable=not progress) as bar:
+    with _bar(progress) as bar:
         task = bar.add_task("starting", total=len(pictures))
         for start in range(0, len(pictures), size):
             numbered = enumerate(pictures[start : start + size], start)

@@ -10,12 +10,14 @@ from torch import Tensor
 
 from ph2p.config.budget import first_epochs, kept_starts, plan
 from ph2p.config.schema import Config
+from ph2p.config.validate import check_set_size
 from ph2p.data import Target, TargetError
 from ph2p.evaluation.backbones import Backbones
 from ph2p.evaluation.measurement import Measurement
 from ph2p.evaluation.result import InversionResult
 from ph2p.inversion.batch import Batch
 from ph2p.inversion.captioning import Captioner, caption_tokens, make_captioner
+from ph2p.inversion.draws import restarted
 from ph2p.inversion.fluency import Fluency, make_fluency
 from ph2p.inversion.halving import Halving, agreements, finishers
 from ph2p.inversion.history import CandidateHistory
@@ -67,11 +69,14 @@ class Inverter:
     ) -> list[InversionResult | TargetError]:
         """Invert a batch of images; each result depends on its image and the configuration alone, up to rounding.
 
-        An image for which no prompt can be found has an error as its result, and the others are not concerned. The
-        `session` says how the fit is run, hears of progress, keeps what an interrupted search goes on from, and stops.
-        Selection and measurement begin anew after an interruption: they are short, and the same each time.
+        A set of pictures (`ph2p.data.together`) is an image like the others; raises UserError for one of more pictures
+        than there are draws. An image for which no prompt can be found has an error as its result, and the others are
+        not concerned. The `session` says how the fit is run, hears of progress, keeps what an interrupted search goes
+        on from, and stops. Selection and measurement begin anew after an interruption: they are short, and the same.
         """
         session = session or Session()
+        for target in targets:
+            check_set_size(self.cfg, len(target.shown) + len(target.avoided))
         for stage, total in reversed(self._stages(len(targets)).items()):
             session.report(stage, 0, total)
         with stoppable(self.generator.denoiser, session):
@@ -112,13 +117,12 @@ class Inverter:
     def optimise(self, batch: Batch, session: Session) -> tuple[Pool, Tensor | None, Tensor]:
         """Run the method's optimiser: what it visited, its last prompts (B, M, D) and losses (B, epochs).
 
-        Without one, what the method starts from, no continuous prompts and no losses.
-
-        Restarts are rows of their own (`key`, `key#1`, ...), R of them in a row for each image.
+        Without one, what the method starts from, no continuous prompts and no losses. Restarts are rows of
+        their own (`key`, `key#1`, ...), R of them in a row for each image.
         """
         method, meter = self.cfg.method, Meter(self.generator.counter)
         vocabulary = self.vocabulary.projecting(method.projection)
-        keys = [f"{key}#{r}" if r else key for key in batch.keys for r in range(method.restarts)]
+        keys = [restarted(key, r) for key in batch.keys for r in range(method.restarts)]
         captions = self._captions(batch)
         start = starting_tokens(vocabulary, self.scorer, method, self.cfg.seed, keys, batch.features, captions)
         if not (epochs := plan(method).epochs):
@@ -145,12 +149,15 @@ class Inverter:
         first = finishers(module.alive, method.restarts)
         batch.trails = history.trails(first, self.generator.vocabulary.words, method)
         batch.agreements = agreements(history.best(), self.vocabulary.decode, method.restarts)
-        judged = judge.samples if judge else []
-        batch.spend(meter.total() - Spent(sum(judged)))
-        for row, samples in enumerate(judged):
-            batch.spend(Spent(samples), row // method.restarts)
+        self._charge(batch, meter.total(), judge.samples if judge else [])
         prompts = module.prompt.detach()[first].to(self.generator.device)
         return history.pool(len(batch.ids), self.generator.device), prompts, history.curves(first)
+
+    def _charge(self, batch: Batch, spent: Spent, judged: Sequence[int]) -> None:
+        """Charge the batch with what was spent, and each image with what judging its rows (B R,) took of it."""
+        batch.spend(spent - Spent(sum(judged)))
+        for row, samples in enumerate(judged):
+            batch.spend(Spent(samples), row // self.cfg.method.restarts)
 
     def _captions(self, batch: Batch) -> list[list[int]]:
         """The tokens of each row's caption, where the method starts from captions."""
@@ -254,7 +261,7 @@ class Inverter:
         read = vocabulary.read_back if method.written else vocabulary.repair
         entries = pool.token_ids[row], pool.losses[row], pool.epochs[row].tolist()
         if method.selection.validates:
-            some = shortlist(vocabulary, *entries, method.selection.shortlist, read)
+            some = shortlist(vocabulary, *entries, method.selection.shortlist, read, method.prompts)
         else:
             some = [replace(c, loss=math.nan) for c in distinct(vocabulary, read, *entries).values()]  # on no draws
         if not some:

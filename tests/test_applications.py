@@ -27,6 +27,7 @@ from ph2p.applications.settings import (
     load_settings,
     yaml_file,
 )
+from ph2p.applications.style import find_style
 from ph2p.config.compose import config_dir, load_config
 from ph2p.errors import UserError
 from ph2p.evaluation.texts import text_losses
@@ -34,11 +35,19 @@ from ph2p.inversion.draws import make_draws
 from ph2p.inverter import Inverter
 from ph2p.models.generators import load_generator
 from ph2p.models.painting import guidance_options
-from ph2p.world.captions import canonical_caption
+from ph2p.world.captions import attribute_words, canonical_caption
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 
-from applications import as_target, attention_scores, background_removals, distillation_of, some_scenes
+from applications import (
+    as_target,
+    attention_scores,
+    background_removals,
+    distillation_of,
+    noun_of,
+    sets_of_scenes,
+    some_scenes,
+)
 from pipelines import save_family
 
 
@@ -95,6 +104,12 @@ def test_a_wrong_setting_is_one_line(word, said, capsys):
         ([], "attention"),
         (["attention", "a.png"], "IMAGE PROMPT"),
         (["attention", "a.png", "a star", "--output", "a.png"], ".html"),
+        (["style", "/no/such.png"], "/no/such.png: no such file"),
+        (["style", __file__, "--negative", "/no/such.png"], "/no/such.png: no such file"),
+        (["style", __file__, "--set", "application.weight=0.2"], "has no effect without --negative"),
+        (["style", __file__, "--set", "application.weight=1.5"], "application.weight=1.5: give a number above 0"),
+        (["style", *[__file__] * 9], "method.judge_draws=8: a prompt is to be found for 9 pictures"),
+        (["style", *[__file__] * 9, "--set", "method=greedy"], "method.search.race"),
         (["painting", "a.png"], "painting"),
     ],
 )
@@ -406,3 +421,55 @@ def test_the_page_of_an_evolution(by, random_models, tmp_path, capsys):
     assert page.count("<circle") == len(record["members"]) >= 4
     assert escape(record["best"]) in page and len(record["generations"]) == 3
     assert "generation 2" in capsys.readouterr().out
+
+
+# --- style ----------------------------------------------------------------------------------------------------------
+
+
+def test_the_page_of_a_style(random_models, targets, tmp_path, capsys):
+    from PIL import Image
+
+    other = tmp_path / "other.png"
+    Image.fromarray((targets[1].image.permute(1, 2, 0) * 255).byte().numpy()).save(other)
+    argv = ["apply", "style", str(random_models), str(other), "--output", str(tmp_path / "both.html")]
+    words = ["method.prompts=2", "evaluation.renders=2", "evaluation.draws=4"]
+    assert cli.main([*argv, *(part for word in words for part in ("--set", word))]) == 0
+    page, record = written(tmp_path, "both")
+    assert "a &lt;b&gt;.png" in page and "<b>" not in page and page.count("data:image/png") == 4
+    assert [row["image"] for row in record["pictures"]] == [str(random_models), str(other)]
+    assert record["negatives"] == [] and len(record["alternatives"]) <= 1 and escape(record["prompt"]) in page
+    assert "other.png" in capsys.readouterr().out
+
+    argv = ["apply", "style", str(random_models), "--negative", str(other), "--output", str(tmp_path / "one.html")]
+    assert cli.main([*argv, *(part for word in words for part in ("--set", word))]) == 0
+    page, record = written(tmp_path, "one")
+    assert "The negatives" in page and page.count("data:image/png") == 4
+    assert [row["image"] for row in record["negatives"]] == [str(other)] and record["settings"] == {"weight": 0.5}
+    assert record["negatives"][0]["loss_empty"] != record["pictures"][0]["loss_empty"]
+
+
+def test_a_picture_that_is_a_negative_too_is_refused(random_models, tmp_path, capsys):
+    argv = ["apply", "style", str(random_models), "--negative", str(random_models)]
+    assert cli.main([*argv, "--output", str(tmp_path / "none.html")]) == 2
+    err = capsys.readouterr().err
+    assert "is a negative and one of the pictures" in err and err.count("\n") == 1
+    assert not (tmp_path / "none.html").exists()
+
+
+@pytest.mark.slow
+def test_one_prompt_says_what_pictures_share(embedded):
+    scenes, shared = sets_of_scenes("val", 2)[1]  # the same background
+    assert len(scenes) == 3 and len({one.background for one in scenes}) == 1 < len(set(map(noun_of, scenes)))
+    fast = Inverter(embedded.generator, embedded.scorer, load_config(["method=fast", "evaluation.renders=1"]))
+    models = fast, fast.generator, fast.scorer, fast.cfg
+    found = find_style(*models, [as_target(one) for one in scenes])
+    assert found.result.together == ["world"] * 3 and len(found.pictures) == 3
+    assert found.result.gap_closed > 0.05
+    assert shared & set(found.result.prompt.split())
+
+
+def test_scenes_of_a_set_share_one_thing():
+    for number, (scenes, shared) in enumerate(sets_of_scenes("val", 8)):
+        assert all(any(shared == words for words in attribute_words(one)) for one in scenes)
+        parts = [{one.background for one in scenes}, set(map(noun_of, scenes))]
+        assert [len(part) for part in parts] == ([1, 3] if number % 2 else [3, 1])

@@ -46,7 +46,7 @@ def test_each_picture_has_its_line_and_its_text_file_whichever_rank_finished_it(
     }
     lines = list(csv.DictReader(io.StringIO((folder / "prompts.csv").read_text())))
     assert len(lines) == 5 and {line["file"]: line["prompt"] or None for line in lines} == prompts
-    assert [*lines[0]] == ["file", "prompt", *(metric.key for metric in shown_in("card")), "note"]
+    assert [*lines[0]] == ["file", "prompt", *(metric.key for metric in shown_in("card")), "note", "alternatives"]
     for record, line in zip(read_results(folder), lines, strict=True):
         if record["status"] == "ok":
             assert float(line["loss"]) == record["loss"] and float(line["gap_closed"]) == record["gap_closed"]

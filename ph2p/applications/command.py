@@ -11,11 +11,19 @@ from ph2p.applications.evolution import Family, Individual, clip_fitness, denois
 from ph2p.applications.pictures import colour_name, data_uri, enlarged, heat, outlined
 from ph2p.applications.removal import Renderings, remove
 from ph2p.applications.request import Request
-from ph2p.applications.settings import AttentionSettings, DistillationSettings, EvolutionSettings, RemovalSettings
+from ph2p.applications.settings import (
+    AttentionSettings,
+    DistillationSettings,
+    EvolutionSettings,
+    RemovalSettings,
+    StyleSettings,
+)
+from ph2p.applications.style import Invert, find_style
 from ph2p.config.schema import Config
 from ph2p.data import Target
 from ph2p.data.images import read_image
 from ph2p.evaluation.formatting import decimal, finite, loss, percent, visible
+from ph2p.evaluation.score import TextScore
 from ph2p.files import as_json, expand, plain_disk_errors, printable, write_whole
 from ph2p.models.generators import Generator
 from ph2p.models.painting import guidance_options, paint
@@ -27,11 +35,12 @@ TEMPLATES = Path(__file__).parent / "templates"
 
 @dataclass(frozen=True)
 class Models:
-    """What `ph2p.load_inverter` loads: the models, and the configuration with seed, fit and guidance."""
+    """What `ph2p.load_inverter` loads: the models, the configuration with seed, fit and guidance, and what inverts."""
 
     generator: Generator
     scorer: Scorer
     cfg: Config
+    invert: Invert
 
     def read(self, path: str) -> Target:
         """A picture as the generator takes it; raises TargetError."""
@@ -51,7 +60,7 @@ class Shown:
 
 def apply(request: Request, models: Models) -> Shown:
     """Do what was asked for; raises UserError for what does not fit."""
-    shown, settings = RUN[request.name](request.given, request.settings, models), asdict(request.settings)
+    shown, settings = RUN[request.name](request, request.settings, models), asdict(request.settings)
     facts = {"seed": models.cfg.seed, "generator": models.cfg.generator.name} | settings
     record = shown.record | {"seed": models.cfg.seed, "settings": settings}
     return Shown(shown.page | {"facts": list(facts.items())}, record, shown.lines)
@@ -68,8 +77,8 @@ def write(request: Request, shown: Shown) -> tuple[Path, Path]:
     return page, record
 
 
-def _attention(given: Sequence[str], settings: AttentionSettings, models: Models) -> Shown:
-    path, prompt = given
+def _attention(request: Request, settings: AttentionSettings, models: Models) -> Shown:
+    path, prompt = request.given
     target = models.read(path)
     found = attention_maps(models.generator, target, prompt, settings, models.cfg.seed)
     masks = found.masks(settings.threshold)
@@ -105,8 +114,8 @@ def _segmentation(target: Target, chosen: AttentionMaps, threshold: float) -> di
     return {"picture": data_uri(outlined(target.image, parts)), "words": colours}
 
 
-def _distillation(given: Sequence[str], settings: DistillationSettings, models: Models) -> Shown:
-    path, prompt = given
+def _distillation(request: Request, settings: DistillationSettings, models: Models) -> Shown:
+    path, prompt = request.given
     target = models.read(path)
     steps = distil(models.generator, target, prompt, settings, models.cfg.seed)
     short = shortest(steps, settings.keep)
@@ -149,8 +158,8 @@ def _curve(points: Sequence[tuple[int, float]]) -> dict[str, Any]:
     return {"width": width, "height": height, "left": left, "points": places, "ticks": ticks}
 
 
-def _removal(given: Sequence[str], settings: RemovalSettings, models: Models) -> Shown:
-    prompt, negative = given
+def _removal(request: Request, settings: RemovalSettings, models: Models) -> Shown:
+    prompt, negative = request.given
     found = remove(models.generator, models.scorer, models.cfg.generator, (prompt, negative), settings, models.cfg.seed)
     parts = {"without": found.before, "with": found.after}
     rates = {name: part.rate(found.concept) for name, part in parts.items()}
@@ -175,8 +184,8 @@ def _seen(part: Renderings) -> list[dict[str, str]]:
     return [{"picture": data_uri(enlarged(picture)), "seen": seen} for picture, seen in pairs]
 
 
-def _evolution(given: Sequence[str], settings: EvolutionSettings, models: Models) -> Shown:
-    targets, prompts = [models.read(path) for path in given[::2]], given[1::2]
+def _evolution(request: Request, settings: EvolutionSettings, models: Models) -> Shown:
+    targets, prompts = [models.read(path) for path in request.given[::2]], request.given[1::2]
     generator, painting, seed = models.generator, models.cfg.generator, models.cfg.seed
     if settings.by == "clip":
         fitness = clip_fitness(generator, models.scorer, painting, targets, seed)
@@ -230,9 +239,39 @@ def _tree(family: Family, line: set[int]) -> dict[str, Any]:
     }
 
 
-RUN: dict[str, Callable[[Sequence[str], Any, Models], Shown]] = {
+def _style(request: Request, settings: StyleSettings, models: Models) -> Shown:
+    pictures, negatives = ([models.read(path) for path in paths] for paths in (request.given, request.negative))
+    what = models.invert, models.generator, models.scorer, models.cfg
+    found = find_style(*what, pictures, negatives, settings.weight)
+    result, record = found.result, {"prompt": found.result.prompt, "alternatives": found.result.alternatives}
+    page: dict[str, Any] = {"prompt": result.prompt}
+    lines = [f"loss {loss(result.loss)}  {percent(finite(result.gap_closed)):>4}  {result.prompt}"]
+    for name, targets, scores in (("pictures", pictures, found.pictures), ("negatives", negatives, found.negatives)):
+        page[name] = [_worth(*pair) for pair in zip(targets, scores, strict=True)]
+        record[name] = [
+            {"image": one.source, "loss": score.loss, "loss_empty": score.loss_empty, "gap_closed": score.gap_closed}
+            for one, score in zip(targets, scores, strict=True)
+        ]
+        lines += [f"{name}: loss {row['loss']}  {row['gap']:>4}  {row['name']}" for row in page[name]]
+    page["renderings"] = [
+        data_uri(enlarged(one)) for one in (result.renderings if result.renderings is not None else [])
+    ]
+    page["alternatives"] = [row | {"loss": loss(row["loss"])} for row in result.alternatives]
+    lines += [f"or: loss {row['loss']}  {row['prompt']}" for row in page["alternatives"]]
+    lines += [f"warning: {text}" for text in result.warnings]
+    return Shown(page | {"warnings": result.warnings}, record, [visible(line) for line in lines])
+
+
+def _worth(target: Target, score: TextScore) -> dict[str, str]:
+    """A picture of a set with what the set's prompt is worth for it."""
+    values = {"loss": loss(score.loss), "empty": loss(score.loss_empty), "gap": percent(finite(score.gap_closed))}
+    return {"name": target.image_id, "picture": data_uri(enlarged(target.image))} | values
+
+
+RUN: dict[str, Callable[[Request, Any, Models], Shown]] = {
     "attention": _attention,
     "distillation": _distillation,
     "removal": _removal,
     "evolution": _evolution,
+    "style": _style,
 }

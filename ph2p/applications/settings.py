@@ -13,6 +13,7 @@ from yaml import YAMLError
 from ph2p.config import checks
 from ph2p.config.compose import config_dir
 from ph2p.config.words import Word
+from ph2p.data.sets import WEIGHT, require_weight
 from ph2p.errors import UserError
 
 PREFIX = "application."
@@ -87,12 +88,23 @@ class EvolutionSettings:
         checks.require(fits, f"{PREFIX}survivors", self.survivors, wanted)
 
 
-Settings = AttentionSettings | DistillationSettings | RemovalSettings | EvolutionSettings
+@dataclass
+class StyleSettings:
+    """Of `style.find_style`."""
+
+    weight: float = WEIGHT  # of the negatives' mean loss, which is taken from the pictures' mean loss, in (0, 1]
+
+    def __post_init__(self) -> None:
+        require_weight(f"{PREFIX}weight", self.weight)
+
+
+Settings = AttentionSettings | DistillationSettings | RemovalSettings | EvolutionSettings | StyleSettings
 SETTINGS: dict[str, type[Settings]] = {
     "attention": AttentionSettings,
     "distillation": DistillationSettings,
     "removal": RemovalSettings,
     "evolution": EvolutionSettings,
+    "style": StyleSettings,
 }
 
 

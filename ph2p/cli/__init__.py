@@ -205,12 +205,12 @@ def _apply(argv: list[str]) -> int:
     parser = Parser("ph2p apply", description="Use a prompt: write a page, and a JSON file beside it.")
     add_arguments(parser)
     request = Request.of(parser.parse_args(argv))
-    from ph2p.api import load_inverter
+    from ph2p.api import following, load_inverter
     from ph2p.applications.command import Models, apply, write
     from ph2p.run.screen import Screen
 
     inverter, screen = load_inverter(request.words), Screen()
-    shown = apply(request, Models(inverter.generator, inverter.scorer, inverter.cfg))
+    shown = apply(request, Models(inverter.generator, inverter.scorer, inverter.cfg, following(inverter)))
     for line in shown.lines:
         screen.say(line)
     for file in write(request, shown):

@@ -89,12 +89,15 @@ class MethodConfig:
     optimizer: dict[str, Any] | None = None  # constructor call of a torch optimiser (_target_); null: keep the start
     search: SearchConfig | None = None  # discrete search after the optimisation; null: none
     selection: SelectionConfig = field(default_factory=SelectionConfig)  # how the winner is chosen
+    prompts: int = 1  # different prompts of an image in the results: the winner, and as many others as differ enough
     time_limit: float | None = None  # minutes after which a batch ends with the best so far; null: the budget alone
 
     def __post_init__(self) -> None:
         fits = self.time_limit is None or 0 < self.time_limit < math.inf
         checks.require(fits, *self._of("time_limit"), "give a number of minutes above 0, or null")
-        checks.require_whole(self, "method.", ("budget", "prompt_length", "draws", "steps", "restarts"))
+        checks.require_whole(self, "method.", ("budget", "prompt_length", "draws", "steps", "restarts", "prompts"))
+        most, wanted = self.selection.shortlist, "give at most method.selection.shortlist"
+        checks.require(self.prompts <= most, *self._of("prompts"), f"{wanted}={most}, or a longer one")
         checks.require_window("method.timesteps", self.timesteps)
         checks.require(0 <= self.word_price < 1, "method.word_price", self.word_price, "give a number in [0, 1)")
         rows = self.microbatch

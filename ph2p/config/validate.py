@@ -43,6 +43,25 @@ def validate(cfg: Config) -> None:
     plan(cfg.method)
 
 
+def check_set_size(cfg: Config, pictures: int) -> None:
+    """Raise UserError unless all draws by which prompts are compared are enough for a set of so many pictures."""
+    method, wanted = (
+        cfg.method,
+        f"a prompt is to be found for {pictures} pictures; give at least as many, or fewer pictures",
+    )
+    counts = {"evaluation.draws": cfg.evaluation.draws}
+    if method.judge_draws:
+        counts["method.judge_draws"] = method.judge_draws
+    if method.selection.validates:
+        counts["method.selection.draws"] = method.selection.draws
+    for key, count in counts.items():
+        require(count >= pictures, key, count, wanted)
+    if method.search:
+        total = sum(draws for _, draws in method.search.race)
+        wanted = f"its {total} draws are too few for the {pictures} pictures of one prompt; give its last stage more"
+        require(total >= pictures, "method.search.race", method.search.race, wanted)
+
+
 def check_trainer_key(key: str) -> None:
     """Raise UserError, with the reason, for an argument of Lightning's Trainer that a run does not take."""
     near = difflib.get_close_matches(key, TRAINER, 1)

@@ -4,6 +4,7 @@ from ph2p.data.captioned import CaptionedTargets
 from ph2p.data.coco import CocoTargets
 from ph2p.data.folder import FolderTargets
 from ph2p.data.images import TargetError, from_pil, load_image
+from ph2p.data.sets import PictureSet, together
 from ph2p.data.shards import ShardTargets
 from ph2p.data.targets import Target, Targets, slug
 from ph2p.data.world import WorldTargets
@@ -13,6 +14,7 @@ __all__ = [
     "CaptionedTargets",
     "CocoTargets",
     "FolderTargets",
+    "PictureSet",
     "ShardTargets",
     "Target",
     "TargetError",
@@ -22,4 +24,5 @@ __all__ = [
     "load_image",
     "printable",
     "slug",
+    "together",
 ]

@@ -43,6 +43,16 @@ class Target:
         pixels = self.image.detach().cpu().float().contiguous().numpy()
         return hashlib.sha256(f"{pixels.shape}".encode() + pixels.tobytes()).hexdigest()[:16]
 
+    @property
+    def shown(self) -> tuple[Target, ...]:
+        """The pictures that the prompt is to show, in an order of their content: this one, or those of a set."""
+        return (self,)
+
+    @property
+    def avoided(self) -> tuple[Target, ...]:
+        """The pictures that the prompt is not to suit: none, or the negatives of a set."""
+        return ()
+
 
 @dataclass(kw_only=True, eq=False)
 class Targets(ABC):

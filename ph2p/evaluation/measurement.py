@@ -1,6 +1,7 @@
 """What a found prompt is worth: losses on fresh draws, renderings with fixed seeds, words, against the true caption."""
 
 from dataclasses import dataclass
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ from torch.nn.functional import cosine_similarity
 from ph2p.config.schema import Config
 from ph2p.evaluation.backbones import Backbones, make_backbones
 from ph2p.evaluation.likeness import bertscore, diversity_of, nearest_similarity
-from ph2p.evaluation.result import InversionResult
+from ph2p.evaluation.result import InversionResult, alternatives_of
 from ph2p.evaluation.texts import readable, text_losses
 from ph2p.evaluation.wording import reads_back
 from ph2p.inversion.batch import Batch
@@ -56,12 +57,16 @@ class Measurement:
         None where they are not known; `curves` (B, epochs) their losses; `seconds` is an image's part of the time.
         """
         cfg = self.cfg
-        draws = batch.draws(cfg.seed, "evaluation", cfg.evaluation.draws, cfg.evaluation.timesteps)
+        draws = batch.draws(cfg.seed, "evaluation", cfg.evaluation.draws, cfg.evaluation.timesteps, negatives=False)
         results = self._winners(batch, candidates, draws, seconds)
         for row, result in enumerate(results):
             result.loss_curve, result.search_curve = curves[row].tolist(), batch.search_curves[row]
             result.trail = batch.trails[row]
             result.agreement = batch.agreements[row]
+            result.alternatives = alternatives_of(candidates[row], cfg.method.prompts)
+            shown, avoided = batch.targets[row].shown, batch.targets[row].avoided
+            result.together = [one.source for one in shown] if len(shown) > 1 else []
+            result.negatives = [one.source for one in avoided]
         self._compare_with_captions(batch, results, draws)
         self._compare_with_references(batch, results, draws)
         self._judge(batch, results)
@@ -91,9 +96,9 @@ class Measurement:
         texts = [winner.text for winner in winners]
         losses = text_losses(self.generator, batch.latents, texts, draws)
         empty = text_losses(self.generator, batch.latents, [""] * len(texts), draws)
-        renderings, similarity, diversity = self._render(texts, batch.features)
+        renderings, similarity, diversity = self._render(texts, batch.shown_features)
         spent = (self.generator.counter.forward - before) // len(texts)  # each image costs the same
-        clip_text = cosine_similarity(self.scorer.text_features(texts), batch.features, dim=-1).tolist()
+        clip_text = (self.scorer.text_features(texts) * batch.shown_features).sum(-1).tolist()
         return [
             InversionResult(
                 image_id=target.image_id,
@@ -133,11 +138,11 @@ class Measurement:
         return [f"memory ran out, so fewer rows went through at once ({parts}); this can change what is found"]
 
     def _render(self, texts: list[str], features: Tensor) -> tuple[Tensor, list[float], list[float | None]]:
-        """Renderings (B, R, 3, H, W) of each text, their mean CLIP similarities (B) to `features` (B, E) and, of
-        each text, their diversity (B)."""
+        """Renderings (B, R, 3, H, W) of each text, their mean CLIP similarities (B) to `features` (B, E), those of the
+        pictures or a mean of such, and, of each text, their diversity (B)."""
         count, renderings = self.cfg.evaluation.renders, self._paint(self.generator, texts)
         found = self.scorer.image_features(renderings).view(len(texts), count, -1)  # (B, R, E)
-        similarity = cosine_similarity(found, features[:, None], dim=-1).mean(1)
+        similarity = (found * features[:, None]).sum(-1).mean(1)
         shape = (len(texts), count, *renderings.shape[1:])
         return renderings.view(shape).cpu(), similarity.tolist(), [diversity_of(some) for some in found]
 
@@ -162,7 +167,7 @@ class Measurement:
         rows, captions = torch.tensor(list(read), device=batch.latents.device), list(read.values())
         before = self.generator.counter.forward
         losses = text_losses(self.generator, batch.latents[rows], captions, draws[rows])
-        renderings, similarity, _ = self._render(captions, batch.features[rows])
+        renderings, similarity, _ = self._render(captions, batch.shown_features[rows])
         spent = (self.generator.counter.forward - before) // len(captions)
         for k, row in enumerate(read):
             result, target = results[row], batch.targets[row]
@@ -202,12 +207,14 @@ class Measurement:
             if judges.perplexity:
                 result.perplexity = judges.perplexity(result.prompt)
             assert result.renderings is not None
-            picture, painted = target.image[None], result.renderings  # (1, 3, H, W), (R, 3, H, W)
+            painted, shown = result.renderings, [one.image[None] for one in target.shown]  # (R, 3, H, W), (1, 3, H, W)
             if judges.pictures:
-                similarity = cosine_similarity(judges.pictures(painted), judges.pictures(picture), dim=-1)  # (R,)
-                result.dino_similarity = float(similarity.mean())
+                ours = judges.pictures(painted)  # (R, E)
+                similarity = [cosine_similarity(ours, judges.pictures(picture), dim=-1).mean() for picture in shown]
+                result.dino_similarity = fmean(map(float, similarity))
             if judges.distance:
-                result.lpips = float(judges.distance(painted, picture.expand_as(painted)).mean())
+                distances = [judges.distance(painted, picture.expand_as(painted)).mean() for picture in shown]
+                result.lpips = fmean(map(float, distances))
 
     def _transfer(self, batch: Batch, results: list[InversionResult]) -> None:
         """Have a second generator paint the prompts with the same seeds, each as much of it as that model reads.

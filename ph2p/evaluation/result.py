@@ -1,13 +1,15 @@
 """`InversionResult`: what is known of an image at the end, and how a results folder records it."""
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from torch import Tensor
 
 from ph2p.evaluation.failures import warnings_of
+from ph2p.evaluation.formatting import finite
 from ph2p.evaluation.metrics import metrics_of, value_of
-from ph2p.inversion.selection import Candidate
+from ph2p.inversion.selection import Candidate, different
 from ph2p.inversion.trail import Trail
 
 
@@ -53,9 +55,10 @@ class InversionResult:
     dino_similarity: float | None = None  # target and renderings by DINOv2, mean over the renderings, in [-1, 1]
     lpips: float | None = None  # distance of target and renderings, mean over the renderings
     agreement: float | None = None  # of the words that several starts found, in [0, 1]; None: there was one
-    transfer_similarity: float | None = (
-        None  # as `clip_similarity`, of the same prompt's renderings by a second generator
-    )
+    transfer_similarity: float | None = None  # as `clip_similarity`, of what a second generator paints
+    together: list[str] = field(default_factory=list)  # where the pictures of a set were read from; []: one picture
+    negatives: list[str] = field(default_factory=list)  # where its negatives were read from
+    alternatives: list[dict[str, Any]] = field(default_factory=list)  # other prompts: prompt, loss, gap_closed
     cut_short: str = ""  # why optimisation or search ended before their plan; empty: they did not
     notes: list[str] = field(default_factory=list)  # what was cut, or could not be measured
     loss_soft: float | None = None  # of the continuous prompt, for methods that end with one
@@ -99,6 +102,17 @@ class InversionResult:
 
 
 BESIDE = ("loss_curve", "search_curve", "trail", "candidates", "target", "renderings", "caption_renderings", "words")
+
+
+def alternatives_of(candidates: Sequence[Candidate], count: int) -> list[dict[str, Any]]:
+    """The best of `candidates` that differ enough from the first, the winner, and from each other: `count` - 1 at most.
+
+    Losses are those on the validation draws that chose; `gap_closed` is None where no words were not scored on them.
+    """
+    return [
+        {"prompt": one.text, "loss": finite(one.loss), "gap_closed": one.gap_closed}
+        for one in different(candidates, count)[1:]
+    ]
 
 
 def as_record(result: InversionResult) -> dict[str, Any]:

@@ -27,15 +27,16 @@ def denoising_loss(generator: Generator, latents: Tensor, conditioning: dict[str
     loss_b = mean_n || target(z0_b, eps_n, t_n) - model(z_t_n, t_n, text_b) ||^2 / (C h w)
 
     `latents` (B, C, h, w), `conditioning` batch-first with B rows, or B N where each draw has its own, `draws` of
-    B x N -> (B,).
+    B x N -> (B,). Of sets of pictures, `latents` (B, P, C, h, w), each draw has its own picture z0 and its weight.
     """
     count = draws.timesteps.shape[1]  # N
     timesteps, noise = draws.timesteps.flatten(0, 1), draws.noise.flatten(0, 1)  # (B N,), (B N, C, h, w)
-    clean = latents.repeat_interleave(count, 0)
+    clean = draws.clean(latents)  # (B N, C, h, w)
     repeated = {name: value.repeat_interleave(len(clean) // len(value), 0) for name, value in conditioning.items()}
     predicted = generator.predict(generator.add_noise(clean, noise, timesteps), timesteps, repeated)
     error = (generator.target(clean, noise, timesteps) - predicted).square()
-    return error.flatten(1).mean(1).view(-1, count).mean(1)
+    errors = error.flatten(1).mean(1).view(-1, count)  # (B, N)
+    return (errors if draws.weights is None else errors * draws.weights.to(errors)).mean(1)
 
 
 class Objective(ABC):
@@ -46,7 +47,8 @@ class Objective(ABC):
 
     @abstractmethod
     def goals(self, latents: Tensor, features: Tensor) -> Tensor:
-        """What prompts are compared with: the pictures' latents (B, C, h, w) or their CLIP features (B, E)."""
+        """What prompts are compared with: the targets' latents, (B, C, h, w) or of sets (B, P, C, h, w), or their CLIP
+        features (B, E)."""
 
     @abstractmethod
     def __call__(self, prompt: Tensor, token_ids: Tensor, goals: Tensor, draws: Draws) -> Tensor:

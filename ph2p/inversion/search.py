@@ -54,9 +54,9 @@ class Progress:
 class Search:
     """The search of an image batch; image b is a problem of its own.
 
-    `latents` (B, C, h, w) of images whose draws are keyed by `keys` and `seed`; their prompts are made of `vocabulary`,
-    by default the generator's, and hold what that requires. Raises UserError for a move that does
-    not exist.
+    `latents` (B, C, h, w), or of sets (B, P, C, h, w), of images whose draws are keyed by `keys` and `seed`; their
+    prompts are made of `vocabulary`, by default the generator's, and hold what that requires. Raises UserError for a
+    move that does not exist.
     """
 
     def __init__(
@@ -103,7 +103,7 @@ class Search:
     def _begin(self, starts: Tensor) -> Progress:
         """Race the starts; what they gain over no words is measured on the same draws."""
         starts = padded(starts, self.options.max_length)
-        draws, free = self.draws(0), torch.zeros_like(self.latents[:, 0, 0, 0])
+        draws, free = self.draws(0), self.latents.new_zeros(len(starts))
         outcome = race(self.generator, self.latents, starts, draws, self.stages, free)
         empty = prompt_losses(self.generator, self.latents, torch.full_like(starts[:, :1], ABSENT), draws)[:, 0]
         best = starts[torch.arange(len(starts)), outcome.winner]
@@ -122,7 +122,7 @@ class Search:
 
     def draws(self, number: int) -> Draws:
         """The draws of a round, stage after stage, each with timesteps from the whole range."""
-        shape = self.latents.shape[1:]
+        shape = self.latents.shape[-3:]
         stages = [
             make_draws(self.seed, self.keys, ("search", number, k), stage.draws, self.timesteps, shape)
             for k, stage in enumerate(self.stages)

@@ -6,7 +6,6 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cosine_similarity
 
 from ph2p.config.schema import Config
 from ph2p.errors import UserError
@@ -22,7 +21,8 @@ from ph2p.models.vocabulary import Vocabulary
 class Candidate:
     """A hard prompt that was visited: its tokens (M,), its text, the epoch, its loss and CLIP similarity.
 
-    `loss` is first the one met on the way, then, on the shortlist, the one on the validation draws.
+    `loss` is first the one met on the way, then, on the shortlist, the one on the validation draws; `gap_closed` the
+    part of the loss without words that it takes away there, where that loss was needed, and is above 0.
     """
 
     token_ids: tuple[int, ...]
@@ -30,6 +30,7 @@ class Candidate:
     epoch: int
     loss: float
     clip_similarity: float | None = None
+    gap_closed: float | None = None
 
 
 @dataclass(frozen=True)
@@ -99,23 +100,44 @@ def shortlist(
     epochs: Sequence[int],
     size: int,
     read: Read | None = None,
+    prompts: int = 1,
 ) -> list[Candidate]:
     """Keep the `size` distinct candidates with the lowest losses whose text tokenises back to their tokens.
 
     `token_ids` (K, L) padded, `losses` (K,); of equal prompts the lowest loss counts. The last candidate, where the
     optimisation ended, is always kept. Tokens that read otherwise are replaced by what their text means to
-    the tokeniser, or dropped where that is no allowed prompt; `read` may be another rule than this.
+    the tokeniser, or dropped where that is no allowed prompt; `read` may be another rule than this. Of several
+    `prompts` that are wanted the best different ones (`different`) are kept too.
     """
     read = read or vocabulary.repair
     order = torch.argsort(finite_or_infinite(losses), stable=True)
     found = distinct(vocabulary, read, token_ids[order], losses[order], [epochs[k] for k in order.tolist()])
     last = found.pop(tuple(read(present(token_ids[-1])) or ()), None)
-    best = list(found.values())
-    return [*best[: size - 1], last] if last else best[:size]
+    best, places = list(found.values()), size - 1 if last else size
+    others = different(best, prompts)[1:]
+    kept = list(dict.fromkeys([*best[: max(1, places - len(others))], *others, *best]))[:places]
+    return [*kept, last] if last else kept
+
+
+def different(candidates: Sequence[Candidate], count: int) -> list[Candidate]:
+    """The first candidate and up to `count` - 1 later ones, in their order: of each two of them the one with fewer
+    different words shares at most half of these with the other."""
+    found: list[Candidate] = []
+    for candidate in candidates:
+        words = _words(candidate)
+        shared = ((words & other, min(len(words), len(other))) for other in map(_words, found))
+        if len(found) < count and all(2 * len(both) <= fewer for both, fewer in shared):
+            found.append(candidate)
+    return found
+
+
+def _words(candidate: Candidate) -> frozenset[str]:
+    return frozenset(candidate.text.casefold().split())
 
 
 # Ranks an image's candidates, given as the lowest validation loss first, or, to a rule that needs no validation
-# (`SelectionConfig.validates`), as they were visited: the winner first. `features` (E,) are the picture's. A new rule
+# (`SelectionConfig.validates`), as they were visited: the winner first. `features` (E,) are the picture's, or a set's
+# (`Batch.features`): a product with features of unit norm is the mean cosine similarity. A new rule
 # is a class or function here or in a file of its own, and a line in `RULES`.
 Rule = Callable[[Tensor, list[Candidate]], list[Candidate]]
 
@@ -135,11 +157,12 @@ class BestRendering:
         self.guidance = guidance_options(cfg.generator)
 
     def __call__(self, features: Tensor, candidates: list[Candidate]) -> list[Candidate]:
-        bound = candidates[0].loss * (1 + self.choice.margin)
+        best = candidates[0].loss
+        bound = best * (1 + math.copysign(self.choice.margin, best))  # below 0 where negatives weigh more than pictures
         some = [c for c in candidates[: self.choice.finalists] if c.loss <= bound] or candidates[:1]
         texts = [candidate.text for candidate in some]
         renderings = paint(self.generator, texts, [self.seed] * len(texts), self.steps, self.guidance)
-        similarity = cosine_similarity(self.scorer.image_features(renderings), features, dim=-1).tolist()
+        similarity = (self.scorer.image_features(renderings) @ features).tolist()
         return _ranked(some, similarity) + candidates[len(some) :]
 
 
@@ -179,7 +202,7 @@ class ReleasedChoice:
         seeds = [self.seed + k for k in range(len(some))]
         options = {"guidance_scale": self.guidance, "guidance_rescale": 0.0}
         renderings = paint(self.generator, [c.text for c in some], seeds, self.steps, options)
-        return _ranked(some, cosine_similarity(self.scorer.image_features(renderings), features, dim=-1).tolist())
+        return _ranked(some, (self.scorer.image_features(renderings) @ features).tolist())
 
 
 def _ranked(candidates: Sequence[Candidate], similarity: Sequence[float]) -> list[Candidate]:

@@ -11,9 +11,9 @@ from ph2p.inversion.draws import Draws, make_draws
 class InversionData(LightningDataModule):
     """Feed an inversion: epoch e yields `steps` batches (latents, Draws for ("epoch", e, "step", s)).
 
-    `latents` is (B, C, h, w), or what else the objective compares prompts with; `keys` name the B rows in their draws,
-    `draws` is N, the number of them, `timesteps` the range [t_min, t_max) they come from, and `deviation` (M, D) that
-    of the shifts of the prompt, if any.
+    `latents` is (B, C, h, w), of sets of pictures (B, P, C, h, w), or what else the objective compares prompts with;
+    `keys` name the B rows in their draws, `draws` is N, the number of them, `timesteps` the range [t_min, t_max) they
+    come from, and `deviation` (M, D) that of the shifts of the prompt, if any.
     """
 
     def __init__(
@@ -37,7 +37,7 @@ class InversionData(LightningDataModule):
     def batch(self, epoch: int, step: int) -> tuple[Tensor, Draws]:
         """Make the batch of one step, the same whenever and wherever it is asked for."""
         key = ("epoch", epoch, "step", step)
-        shape = self.latents.shape[1:]
+        shape = self.latents.shape[1:][-3:]
         draws = make_draws(self.seed, self.keys, key, self.draws, self.timesteps, shape, self.deviation)
         return self.latents, draws
 

@@ -36,6 +36,7 @@ class Validation:
     losses: Losses
     word_price: float = 0.0
     fluency: Fluency | None = None
+    empty: float = math.nan  # the loss of no words, where it is needed
     gain: float = 0.0  # known once candidates are ranked; 0 too where it is not needed
 
     def ranked(self, candidates: Sequence[Candidate]) -> list[Candidate]:
@@ -45,10 +46,10 @@ class Validation:
         """
         relative = self.word_price > 0 or self.fluency is not None
         losses = self.losses([c.token_ids for c in candidates] + ([()] if relative else []))
-        gain = losses.pop() - min(losses) if relative else 0.0
-        self.gain = gain if math.isfinite(gain) and gain > 0 else 0.0
-        scored = [replace(c, loss=loss) for c, loss in zip(candidates, losses, strict=True) if math.isfinite(loss)]
-        scored = sorted(scored, key=self._price)
+        self.empty = losses.pop() if relative else math.nan
+        gain = self.empty - min(losses)
+        self.gain = max(0.0, gain) if math.isfinite(gain) else 0.0
+        scored = sorted(self._with_losses(candidates, losses), key=self._price)
         if not self.fluency or not scored:
             return scored
         equal = [c for c in scored if self._price(c) <= self._price(scored[0]) + EQUAL * self.gain]
@@ -71,9 +72,18 @@ class Validation:
         if not found:
             return list(candidates)
         losses = self.losses([c.token_ids for c in found])
-        scored = [replace(c, loss=loss) for c, loss in zip(found, losses, strict=True)]
+        scored = self._with_losses(found, losses)
         best = self._fluent_first([first, *(c for c in scored if c.loss <= first.loss + EQUAL * self.gain)])[0]
         return [best, *(c for c in candidates if c.token_ids != best.token_ids)]
+
+    def _with_losses(self, candidates: Sequence[Candidate], losses: Sequence[float]) -> list[Candidate]:
+        """The candidates whose losses are finite, with them and, where no words were scored, the gap they close."""
+        known = 0 < self.empty < math.inf
+        return [
+            replace(c, loss=loss, gap_closed=1 - loss / self.empty if known else None)
+            for c, loss in zip(candidates, losses, strict=True)
+            if math.isfinite(loss)
+        ]
 
     def _price(self, candidate: Candidate) -> float:
         """Loss + price x length."""

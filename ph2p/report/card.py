@@ -93,6 +93,7 @@ def make_card(
         "chart": _chart(record, series_of(found, candidates)),
         "steps": steps_of(found),
         "restarts": int(number(mapping(found.get("trail")), "restarts") or 1),
+        "alternatives": [_alternative(mapping(row)) for row in listed(record.get("alternatives"))],
         "candidates": [_candidate(row) for row in candidates[:SHOWN_CANDIDATES]],
         "candidates_total": len(candidates),
         "parameters": _parameters(record),
@@ -172,6 +173,14 @@ def _candidate(row: dict[str, Any]) -> dict[str, str]:
         "loss": loss(number(row, "loss")),
         "clip": decimal(number(row, "clip_similarity")),
         "epoch": count(number(row, "epoch")),
+    }
+
+
+def _alternative(row: dict[str, Any]) -> dict[str, str]:
+    return {
+        "prompt": str(row.get("prompt") or ""),
+        "loss": loss(number(row, "loss")),
+        "gap": percent(number(row, "gap_closed")),
     }
 
 

@@ -122,7 +122,7 @@ class _Redo:
         for name in ("forward_samples", "backward_samples", "seconds", "method", "seed"):
             setattr(result, name, record[name])
         result.agreement = record.get("agreement")
-        result.cut_short = record.get("cut_short", "")
+        result.cut_short, result.alternatives = record.get("cut_short", ""), record.get("alternatives", [])
         if not self.losses:
             for name in LOSSES:
                 setattr(result, name, record.get(name))
