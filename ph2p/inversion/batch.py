@@ -55,11 +55,11 @@ class Batch:
         return torch.arange(len(self.ids), device=self.latents.device).repeat_interleave(count)
 
     def spend(self, spent: Spent, row: int | None = None) -> None:
-        """Charge samples to one image, or to all images in equal parts."""
+        """Charge samples to one image, or to all images in equal parts, whole numbers that add up to what was spent."""
         rows = range(len(self.ids)) if row is None else [row]
-        for k in rows:
-            self.forward[k] += round(spent.forward / len(rows))
-            self.backward[k] += round(spent.backward / len(rows))
+        for place, k in enumerate(rows):
+            self.forward[k] += _part(spent.forward, place, len(rows))
+            self.backward[k] += _part(spent.backward, place, len(rows))
 
     def draws(self, seed: int, purpose: str, count: int, timesteps: Sequence[int], negatives: bool = True) -> Draws:
         """Every image's `count` = N draws for a purpose: the same whenever they are asked for.
@@ -71,6 +71,11 @@ class Batch:
             keys = [key.shown() if isinstance(key, SetKey) else key for key in keys]
         draws = make_draws(seed, keys, (purpose,), count, (first, end), self.latents.shape[-3:])
         return draws.to(self.latents.device)
+
+
+def _part(total: int, place: int, parts: int) -> int:
+    """The part number `place` of a whole number that is divided as evenly as whole numbers can be."""
+    return total * (place + 1) // parts - total * place // parts
 
 
 def key_of(target: Target) -> str:
@@ -98,6 +103,6 @@ def _wanted(target: Target, features: Tensor) -> Tensor:
     """The mean (E,) of the pictures' features minus the weighted mean of the negatives', which are the last."""
     count = len(target.shown)
     shown = _mean(features[:count])
-    return (
-        shown - target.weight * _mean(features[count:]) if isinstance(target, PictureSet) and target.avoided else shown
-    )
+    if not isinstance(target, PictureSet) or not target.avoided:
+        return shown
+    return shown - target.weight * _mean(features[count:])
