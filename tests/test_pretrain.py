@@ -239,7 +239,7 @@ def test_the_recipe_writes_a_folder_that_loads(tmp_path: Path, monkeypatch: pyte
     start, more = tmp_path / "weights", tmp_path / "more"
     on = [f"--work={tmp_path / 'on'}", f"--weights={more}", "--scenes=300", f"--precision={PRECISION}", *steps]
     pretrain.pretrain(pretrain.parse([*on, f"--start={start}", "--seed=1", "--stages", *STAGES[:-1]]))
-    for part, same in {"vae": True, "judge": True, "unet": False, "clip": False}.items():
+    for part, same in {"vae": True, "judge": False, "unet": False, "clip": False}.items():
         before, after = (load_file(next((folder / part).glob("*.safetensors"))) for folder in (start, more))
         assert all(torch.equal(before[name], after[name]) for name in before) == same, part
         if not same:  # two steps from where it was, not from nothing

@@ -20,10 +20,10 @@ def retrieve(scorer: Scorer, vocabulary: Vocabulary, features: Tensor, length: i
 
     `features` (B, E) are the pictures', of unit norm. Every prompt begins with what the vocabulary requires. A word
     occurs twice only where the vocabulary has fewer than M.
-    Reads A + R M `TRIED` texts a picture; no sample of the denoiser.
+    Reads A texts once and R M `TRIED` a picture; no sample of the denoiser.
     """
     words = [vocabulary.decode([token]) for token in vocabulary.allowed_ids.tolist()]
-    alone = scorer.text_features(words)  # (A, E)
+    alone = scorer.word_features(words)  # (A, E)
     required = torch.searchsorted(vocabulary.allowed_ids, vocabulary.required_ids).tolist()
     found = [_pursue(scorer, words, alone, picture, (length, beams), required) for picture in features.to(alone)]
     return vocabulary.allowed_ids[torch.tensor(found, device=vocabulary.allowed_ids.device)]

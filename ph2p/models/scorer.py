@@ -44,6 +44,7 @@ class Scorer(Frozen):
         self.model, self.tokenizer, self.processor = model, tokenizer, processor
         self.microbatch = MicroBatch()
         self.context_length = context_length(tokenizer, model.config.text_config.max_position_embeddings)
+        self._words: tuple[list[str], Tensor] | None = None
         self.freeze()
 
     @property
@@ -73,6 +74,12 @@ class Scorer(Frozen):
         return self.microbatch.map(
             "scored texts", AT_ONCE, lambda some: _features(self.model.get_text_features(input_ids=some)), ids
         )
+
+    def word_features(self, words: list[str]) -> Tensor:
+        """Features (A, E) of texts that are asked for again and again: the words of a vocabulary, read only once."""
+        if self._words is None or self._words[0] != words:
+            self._words = words, self.text_features(words)
+        return self._words[1]
 
     @torch.no_grad()
     def token_features(self, text: str) -> Tensor:

@@ -5,8 +5,8 @@
 Every stage writes a checkpoint as it goes and is skipped once its part stands in the weights folder: the same command
 continues after an interruption, with the batches that would have come. `--stages` picks some of them; `report`
 measures what stands in the folder. `--so-far FOLDER` trains nothing and writes the denoiser of the last checkpoint,
-with the parts that are finished, into a folder of its own. `--start FOLDER` trains another model's denoiser and image
-tower on: its other parts are taken over as they are.
+with the parts that are finished, into a folder of its own. `--start FOLDER` begins with another model: of its judge,
+denoiser and image tower those of `--stages` are trained on, everything else is taken over as it is.
 """
 
 import argparse
@@ -23,7 +23,7 @@ from transformers import CLIPModel
 from ph2p.tiny.bars import measure, show
 from ph2p.tiny.recipe.clip import ClipStage, clip_config, load_text_encoder, text_tower
 from ph2p.tiny.recipe.image_tower import ClipImageStage, save_clip
-from ph2p.tiny.recipe.judge import JudgeStage, save_judge
+from ph2p.tiny.recipe.judge import JudgeStage, load_judge, save_judge
 from ph2p.tiny.recipe.scenes import load_scenes
 from ph2p.tiny.recipe.stage import STAGES, Stage, fit, save_half, whole
 from ph2p.tiny.recipe.tokenizer import load_tokenizer, train_tokenizer
@@ -56,11 +56,13 @@ def pretrain(args: argparse.Namespace) -> None:
 
 def take_over(args: argparse.Namespace) -> None:
     """Copy the parts of `--start` that are not trained on, where the weights folder lacks them."""
-    for part in ("tokenizer", "vae", "text_encoder", "judge"):
-        if not (args.weights / part).exists():
+    trained = {part for name, (part, _) in PARTS.items() if name in args.stages and name in TRAINED_ON}
+    for part in ("tokenizer", "vae", "text_encoder", "scheduler", "judge", "unet", "clip"):
+        if part not in trained and not (args.weights / part).exists():
             with whole(args.weights / part) as folder:
                 shutil.copytree(args.start / part, folder, dirs_exist_ok=True)
-    shutil.copy(args.start / "words.txt", args.weights)
+    for name in ("words.txt", "model_index.json"):
+        shutil.copy(args.start / name, args.weights)
 
 
 def run_tokenizer(args: argparse.Namespace, scenes: Scenes, pictures: np.ndarray) -> None:
@@ -84,7 +86,7 @@ def run_clip(args: argparse.Namespace, scenes: Scenes, pictures: np.ndarray) -> 
 
 
 def run_judge(args: argparse.Namespace, scenes: Scenes, pictures: np.ndarray) -> None:
-    stage = JudgeStage(args.seed, args.judge_steps, scenes, pictures)
+    stage = JudgeStage(args.seed, args.judge_steps, scenes, pictures, load_judge(args.start) if args.start else None)
     train(stage, args)
     save_judge(stage.model, args.weights)
 
@@ -110,6 +112,9 @@ PARTS = {  # stage: the folder of what it makes, and what runs it
     "unet": ("unet", run_unet),
     "clip_image": ("clip", run_clip_image),
 }
+
+
+TRAINED_ON = ("judge", "unet", "clip_image")  # the stages that can begin with what `--start` has
 
 
 def train(stage: Stage, args: argparse.Namespace) -> None:
@@ -155,13 +160,13 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--weights", type=Path, required=True, help="the diffusers folder to write")
     parser.add_argument("--stages", nargs="+", default=list(STAGES), choices=STAGES)
     parser.add_argument("--so-far", type=Path, help="a new folder for the denoiser of the last checkpoint")
-    parser.add_argument("--start", type=Path, help="a finished folder whose denoiser and image tower are trained on")
+    parser.add_argument("--start", type=Path, help="a finished folder that the stages train on")
     parser.add_argument("--scenes", type=int, default=100_000)
     parser.add_argument("--vae-steps", type=int, default=6_000)
     parser.add_argument("--clip-steps", type=int, default=1_000)
-    parser.add_argument("--judge-steps", type=int, default=2_000)
+    parser.add_argument("--judge-steps", type=int, default=5_000)
     parser.add_argument("--unet-steps", type=int, default=12_000)
-    parser.add_argument("--clip-image-steps", type=int, default=600)
+    parser.add_argument("--clip-image-steps", type=int, default=2_000)
     parser.add_argument(
         "--precision", choices=("bf16-mixed", "32-true"), default="bf16-mixed", help="32-true: CPUs without bfloat16"
     )

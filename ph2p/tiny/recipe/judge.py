@@ -56,31 +56,46 @@ class _Block(nn.Module):
 
 
 class JudgeStage(Stage):
-    """Train the judge on training scenes that are moved, tinted, blurred and noisy in other ways than CLIP's."""
+    """Train the judge on training scenes that are turned, tinted, blurred and noisy in other ways than CLIP's.
+
+    Half of them come in wrong colours, and there only nouns and places are read: a noun has four drawings in training,
+    and without that their colours are learnt by heart.
+    """
 
     name, batch_size, lr, weight_decay = "judge", 64, 2e-3, 0.05
 
-    def __init__(self, seed: int, steps: int, scenes: list[Scene], pictures: np.ndarray):
+    def __init__(
+        self, seed: int, steps: int, scenes: list[Scene], pictures: np.ndarray, earlier: Judge | None = None
+    ) -> None:
         super().__init__(seed, steps)
-        self.pictures, self.model = pictures, Judge()
+        self.pictures, self.model = pictures, earlier or Judge()
         self.truths = truths(scenes)
 
     def loss(self, rng: np.random.Generator, generator: torch.Generator) -> Tensor:
         rows = rng.integers(len(self.pictures), size=self.batch_size)
-        images = disturbed(to_unit(self.pictures[rows], self.device), generator)
+        images = turned(to_unit(self.pictures[rows], self.device), generator, resize=0.22)
+        true_colours = torch.rand(len(rows), generator=generator, device=self.device) < 0.5
+        images = torch.where(true_colours[:, None, None, None], images, recoloured(images, generator))
         truth = {name: torch.from_numpy(values[rows]).to(self.device) for name, values in self.truths.items()}
-        return reading_loss(self.model(images), truth)
+        return reading_loss(self.model(disturbed(images, generator)), truth, true_colours.float())
 
 
-def reading_loss(said: dict[str, Tensor], truth: dict[str, Tensor]) -> Tensor:
-    """Cross entropy of what is read off, logits (B, classes) by head; nouns weigh most, they are hardest to learn."""
-    said = {name: logits.float() for name, logits in said.items()}
-    several = sum(
-        functional.binary_cross_entropy_with_logits(said[name], truth[name]) * HEADS[name] / 10
-        for name in ("noun", "colour")
-    )
-    one = sum(functional.cross_entropy(said[name], truth[name]) for name in ("background", "where"))
-    return several + one / 4
+def reading_loss(said: dict[str, Tensor], truth: dict[str, Tensor], true_colours: Tensor | None = None) -> Tensor:
+    """Cross entropy of what is read off, logits (B, classes) by head; nouns weigh most, they are hardest to learn.
+
+    Colours and backgrounds count in the rows of `true_colours` (B,) in {0, 1}, by default in all.
+    """
+    weight = torch.ones_like(said["where"][:, 0]) if true_colours is None else true_colours
+    total = weight.new_zeros(())
+    for name, factor in (("noun", 12), ("colour", 1.2), ("background", 0.25), ("where", 0.25)):
+        logits = said[name].float()
+        if truth[name].ndim > 1:
+            losses = functional.binary_cross_entropy_with_logits(logits, truth[name], reduction="none").mean(1)
+        else:
+            losses = functional.cross_entropy(logits, truth[name], reduction="none")
+        counted = weight if name in ("colour", "background") else torch.ones_like(weight)
+        total = total + factor * (losses * counted).sum() / counted.sum().clamp(min=1)
+    return total
 
 
 def truths(scenes: list[Scene]) -> dict[str, np.ndarray]:
@@ -107,10 +122,7 @@ def where(scene: Scene) -> int:
 
 
 def turned(images: Tensor, generator: torch.Generator, resize: float) -> Tensor:
-    """Turn (B, 3, H, W) by up to 20 degrees, shear, stretch, move by up to 4 pixels and scale by up to e**`resize`.
-
-    A noun has four drawings in training: without, they are learnt by heart.
-    """
+    """Turn (B, 3, H, W) by up to 20 degrees, shear, stretch, move by up to 4 pixels and scale by up to e**`resize`."""
     draw = torch.rand(len(images), 6, generator=generator, device=images.device) * 2 - 1
     angle, shear, move = draw[:, 0] * math.radians(20), draw[:, 1] * 0.15, draw[:, 2:4] * 0.12
     size, stretch = (draw[:, 4] * resize).exp(), (draw[:, 5] * 0.5 * resize).exp()
@@ -121,6 +133,14 @@ def turned(images: Tensor, generator: torch.Generator, resize: float) -> Tensor:
     ]
     grid = functional.affine_grid(torch.stack(rows, 1), list(images.shape), align_corners=False)
     return functional.grid_sample(images, grid, padding_mode="border", align_corners=False)
+
+
+def recoloured(images: Tensor, generator: torch.Generator) -> Tensor:
+    """Mix the three colours of each picture (B, 3, H, W) at random and shift them, in [-1, 1]."""
+    count, device = len(images), images.device
+    mix = torch.eye(3, device=device) + 0.35 * torch.randn(count, 3, 3, generator=generator, device=device)
+    shift = 0.25 * torch.randn(count, 3, 1, 1, generator=generator, device=device)
+    return (torch.einsum("bij,bjhw->bihw", mix, images) + shift).clamp(-1, 1)
 
 
 def disturbed(images: Tensor, generator: torch.Generator) -> Tensor:
