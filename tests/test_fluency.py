@@ -118,7 +118,9 @@ def test_where_order_matters_the_loss_decides(generator, model):
         return [1.0 if not prompt else 0.4 if tuple(prompt) == given.token_ids else 0.4 + EQUAL for prompt in prompts]
 
     validation = Validation(losses, fluency=Fluency(1.0, model))
-    assert validation.ordered(validation.ranked([given]), 8, generator.vocabulary) == [replace(given, loss=0.4)]
+    assert validation.ordered(validation.ranked([given]), 8, generator.vocabulary) == [
+        replace(given, loss=0.4, gap_closed=0.6)
+    ]
 
 
 def test_what_has_no_finite_loss_never_wins(generator, model):

@@ -229,7 +229,8 @@ def test_a_checkpoint_is_small_whole_and_holds_nothing_frozen(stopped):
     assert file.stat().st_size < 50_000
     content = torch.load(file, weights_only=True)
     assert set(content["state_dict"]) == {
-        "prompt",
+        "alive",
+        "coordinates",
         "token_ids",
         "token_losses",
         "losses",

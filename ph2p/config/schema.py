@@ -111,9 +111,7 @@ class EvaluationConfig:
     language_model: str | None = None  # of perplexity: folder or hub id of a causal model; world: the drawn scenes' own
     dinov2: str | None = None  # folder or hub id: likeness of target and renderings by DINOv2
     lpips: str | None = None  # a .safetensors file: their distance by LPIPS; needs the extra `metrics`
-    transfer: str | None = (
-        None  # folder or hub id of a second text-to-image model: the target's likeness to its renderings
-    )
+    transfer: str | None = None  # folder or hub id of a second generator that paints the found prompts too
 
     def __post_init__(self) -> None:
         checks.expand_paths(self, "language_model", "dinov2", "lpips", "transfer")
