@@ -175,12 +175,9 @@ def style(count: int) -> None:
         scores = [score_texts(inverter.generator, inverter.scorer, target, texts, *how) for target in targets]
         own = mean(row[1 + k].loss for k, row in enumerate(scores))
         foreign = mean(score.loss for k, row in enumerate(scores) for n, score in enumerate(row) if n not in (0, 1 + k))
-        told, empty = (
-            mean(values) for values in zip(*((row[0].loss, row[0].loss_empty) for row in scores), strict=True)
-        )
-        rows.append(
-            (float(bool(shared & set(words))), sum(word in others for word in words), told, own, foreign, empty)
-        )
+        told, empty = mean(row[0].loss for row in scores), mean(row[0].loss_empty for row in scores)
+        found_shared, strange = float(bool(shared & set(words))), sum(word in others for word in words)
+        rows.append((found_shared, strange, told, own, foreign, empty))
         print(f"{'/'.join(sorted(shared))}: {found.prompt}  {rows[-1]}", flush=True)
     for name, values in zip(STYLE, zip(*rows, strict=True), strict=True):
         print(f"{interval(values)}  {name}, {len(rows)} sets")

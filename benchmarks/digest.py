@@ -124,9 +124,8 @@ def table(experiment: Experiment, lines: list[Line]) -> list[str]:
     return [f"| {' | '.join(cells)} |" for cells in rows]
 
 
-ON_DEMAND = (
-    "transfer_similarity",
-)  # columns that need a model beside the embedded ones: ARGS="-- evaluation.transfer=..."
+# Columns that need a model beside the embedded ones: ARGS="-- evaluation.transfer=..."
+ON_DEMAND = ("transfer_similarity",)
 
 
 def anyone(lines: Sequence[Line], key: str) -> bool:

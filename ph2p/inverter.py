@@ -53,13 +53,8 @@ class Inverter:
     backbones: Backbones | None = None  # that judge what was found; None: those that the configuration names
 
     def __post_init__(self) -> None:
-        (
-            self._objective(),
-            self._rule(),
-            self._measurement(),
-            self._captioner(),
-            self._fluency(),
-        )  # what does not fit is said now
+        for make in (self._objective, self._rule, self._measurement, self._captioner, self._fluency):
+            make()  # what does not fit is said now
         method = self.cfg.method
         chosen_moves(method.search.moves if method.search else {})
         self.vocabulary = self.generator.vocabulary.choosing(method.require, method.forbid)  # of the prompts

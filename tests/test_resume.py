@@ -193,10 +193,8 @@ def test_sigterm_ends_a_run_while_its_model_is_loaded(place):
 def test_sigterm_within_an_epoch_of_several_steps(place, runner, model_overrides, method):
     """The optimiser's state and the place among the epoch's draws are in the checkpoint; no step is repeated."""
     fixed = [f"output={place}/out", f"data.path={place}/pictures", "method.budget=60", "method.selection.shortlist=2"]
-    runner, log = (
-        Runner([*QUICK, *model_overrides, f"method={method}", "method.steps=5", "method.judge_draws=0", *fixed]),
-        place / "steps",
-    )
+    words = [*QUICK, *model_overrides, f"method={method}", "method.steps=5", "method.judge_draws=0", *fixed]
+    runner, log = Runner(words), place / "steps"
 
     def stop(call: int):
         def install() -> None:

@@ -176,10 +176,12 @@ def test_retrieval_starts_any_method_and_needs_no_denoiser(inverter_of, targets)
     pool, _, _ = inverter.optimise(batch, Session())
     assert counter.read() == before and pool.token_ids.shape == (3, 3, 9)
     started = inverter_of("method=sgd", "method.init=retrieval", "method.restarts=2").optimise(batch, Session())[0]
-    wanted = retrieve(inverter.scorer, inverter.generator.vocabulary, batch.features, 4, 2)
+    wanted = retrieve(inverter.scorer, inverter.generator.vocabulary, batch.features, 4, 1)[:, 0]
     visited = len(started.epochs[0]) // 2  # of each restart, the start first
-    assert torch.equal(started.token_ids[:, [0, visited]], wanted)
+    assert torch.equal(started.token_ids[:, 0], wanted)
     assert not torch.equal(wanted[0], wanted[1])  # each image has words of its own
+    for row, other in enumerate(started.token_ids[:, visited].tolist()):  # another start, not the beam's next one
+        assert len(set(other) & set(wanted[row].tolist())) < 3
 
 
 # --- the distance -------------------------------------------------------------------------------------------------

@@ -67,10 +67,8 @@ def test_a_sets_loss_is_the_mean_of_its_pictures(inverter_of, targets):
 
     def alone(row: int, target) -> torch.Tensor:
         """The losses (K,) of a picture on those of a row's draws that are of it, by itself."""
-        one, place = (
-            Batch([target], generator, inverter.scorer),
-            [*batch.targets[row].shown, *batch.targets[row].avoided],
-        )
+        one = Batch([target], generator, inverter.scorer)
+        place = [*batch.targets[row].shown, *batch.targets[row].avoided]
         here = (draws.pictures[row] == [other.key for other in place].index(target.key)).nonzero()[:, 0]
         assert len(here) == 2
         return losses_of(

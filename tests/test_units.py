@@ -157,6 +157,7 @@ def test_the_optimiser_moves_coordinates_and_everybody_else_sees_the_prompt(gene
     torch.testing.assert_close(module.coordinates.grad, weights * units.scale)
     module.move_to(weights)
     torch.testing.assert_close(module.prompt, weights)
+    assert module.to("meta").prompt.device.type == "meta"  # where the trainer moves the module, the units go along
     assert isinstance(module.coordinates, nn.Parameter) and [p.shape for p in module.parameters()] == [(2, 4, 16)]
 
 

@@ -114,10 +114,8 @@ class MethodConfig:
         wanted = "give a whole number of at least 1"
         checks.require(checks.is_whole(evaluations, 1), "method.optimizer.max_eval", evaluations, wanted)
         if self.search and self.init in STARTS:
-            most, wanted = (
-                self.search.max_length,
-                f"give at least method.prompt_length={self.prompt_length}, or a shorter one",
-            )
+            most = self.search.max_length
+            wanted = f"give at least method.prompt_length={self.prompt_length}, or a shorter one"
             checks.require(most >= self.prompt_length, "method.search.max_length", most, wanted)
         self._check_words()
         self._check_fluency()

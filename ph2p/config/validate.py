@@ -45,10 +45,8 @@ def validate(cfg: Config) -> None:
 
 def check_set_size(cfg: Config, pictures: int) -> None:
     """Raise UserError unless all draws by which prompts are compared are enough for a set of so many pictures."""
-    method, wanted = (
-        cfg.method,
-        f"a prompt is to be found for {pictures} pictures; give at least as many, or fewer pictures",
-    )
+    method = cfg.method
+    wanted = f"a prompt is to be found for {pictures} pictures; give at least as many, or fewer pictures"
     counts = {"evaluation.draws": cfg.evaluation.draws}
     if method.judge_draws:
         counts["method.judge_draws"] = method.judge_draws
@@ -57,9 +55,9 @@ def check_set_size(cfg: Config, pictures: int) -> None:
     for key, count in counts.items():
         require(count >= pictures, key, count, wanted)
     if method.search:
-        total = sum(draws for _, draws in method.search.race)
-        wanted = f"its {total} draws are too few for the {pictures} pictures of one prompt; give its last stage more"
-        require(total >= pictures, "method.search.race", method.search.race, wanted)
+        last = method.search.race[-1][1]  # what the others have drawn of the set is left to chance
+        wanted = f"its last stage's {last} draws are too few for the {pictures} pictures of one prompt; give it more"
+        require(last >= pictures, "method.search.race", method.search.race, wanted)
 
 
 def check_trainer_key(key: str) -> None:

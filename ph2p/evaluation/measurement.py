@@ -231,8 +231,7 @@ class Measurement:
             if text:
                 before = painter.counter.forward
                 found = self.scorer.image_features(self._paint(painter, [text]))  # (R, E)
-                similarity = cosine_similarity(found, batch.features[row : row + 1], dim=-1)  # (R,)
-                result.transfer_similarity = float(similarity.mean())
+                result.transfer_similarity = float((found @ batch.shown_features[row]).mean())
                 result.evaluation_samples += painter.counter.forward - before
 
     @torch.no_grad()

@@ -16,7 +16,7 @@ from ph2p.models.scorer import Scorer
 from ph2p.models.vocabulary import Vocabulary
 
 SWEEPS = 4  # over a template's places, at most
-# captioner(pictures (B, 3, H, W) in [0, 1], their CLIP features (B, E) of unit norm, count)
+# captioner(pictures (B, 3, H, W) in [0, 1], their CLIP features (B, E), of a set `Batch.features`, count)
 Captioner = Callable[[Tensor, Tensor, int], list[list[str]]]
 
 

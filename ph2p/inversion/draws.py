@@ -74,10 +74,8 @@ class Draws:
             known = [value for part in parts if (value := one(part)) is not None]
             return torch.cat(known, 1) if known else None
 
-        timesteps, noise = (
-            torch.cat([part.timesteps for part in parts], 1),
-            torch.cat([part.noise for part in parts], 1),
-        )
+        timesteps = torch.cat([part.timesteps for part in parts], 1)
+        noise = torch.cat([part.noise for part in parts], 1)
         return Draws(timesteps, noise, None, along(lambda part: part.pictures), along(lambda part: part.weights))
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> "Draws":

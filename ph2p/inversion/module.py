@@ -46,7 +46,8 @@ class PromptInversion(L.LightningModule):
         super().__init__()
         self.automatic_optimization = False  # the losses are (B,), and the optimiser calls back for more
         self._frozen = (objective, vocabulary)  # a tuple hides them from state_dict()
-        self.units = units
+        self.register_buffer("origin", units.origin, persistent=False)  # (D,); a buffer goes where the prompt goes
+        self.register_buffer("scale", units.scale, persistent=False)  # (D,)
         self._optimizer_factory = optimizer  # None: nothing is trained
         self.microbatch = microbatch or MicroBatch()
         self.straight_through = straight_through
@@ -62,6 +63,10 @@ class PromptInversion(L.LightningModule):
     @property
     def vocabulary(self) -> Vocabulary:
         return self._frozen[1]
+
+    @property
+    def units(self) -> Units:
+        return Units(self.origin, self.scale)
 
     @property
     def prompt(self) -> Tensor:

@@ -18,8 +18,8 @@ TRIED = 32  # words that are read behind each prompt of the beam
 def retrieve(scorer: Scorer, vocabulary: Vocabulary, features: Tensor, length: int, beams: int) -> Tensor:
     """The `beams` = R prompts (B, R, M) of M = `length` allowed words most like each picture, the best first.
 
-    `features` (B, E) are the pictures', of unit norm. Every prompt begins with what the vocabulary requires. A word
-    occurs twice only where the vocabulary has fewer than M.
+    `features` (B, E) are the pictures', of unit norm, or a set's (`Batch.features`). Every prompt begins with what the
+    vocabulary requires. A word occurs twice only where the vocabulary has fewer than M.
     Reads A texts once and R M `TRIED` a picture; no sample of the denoiser.
     """
     words = [vocabulary.decode([token]) for token in vocabulary.allowed_ids.tolist()]

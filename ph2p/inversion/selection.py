@@ -135,7 +135,7 @@ def _words(candidate: Candidate) -> frozenset[str]:
     return frozenset(candidate.text.casefold().split())
 
 
-# Ranks an image's candidates, given as the lowest validation loss first, or, to a rule that needs no validation
+# Ranks an image's candidates, given as `Validation.ranked` orders them, or, to a rule that needs no validation
 # (`SelectionConfig.validates`), as they were visited: the winner first. `features` (E,) are the picture's, or a set's
 # (`Batch.features`): a product with features of unit norm is the mean cosine similarity. A new rule
 # is a class or function here or in a file of its own, and a line in `RULES`.
@@ -157,7 +157,7 @@ class BestRendering:
         self.guidance = guidance_options(cfg.generator)
 
     def __call__(self, features: Tensor, candidates: list[Candidate]) -> list[Candidate]:
-        best = candidates[0].loss
+        best = min(c.loss for c in candidates[: self.choice.finalists])
         bound = best * (1 + math.copysign(self.choice.margin, best))  # below 0 where negatives weigh more than pictures
         some = [c for c in candidates[: self.choice.finalists] if c.loss <= bound] or candidates[:1]
         texts = [candidate.text for candidate in some]

@@ -25,7 +25,8 @@ def starting_tokens(
 ) -> Tensor:
     """The starting tokens (B R, M) of the rows `keys`, R for each of the images whose CLIP `features` (B, E) are given.
 
-    `method.init` says which: random ones by seed and key, the words that CLIP finds for the picture, or given words;
+    `method.init` says which: random ones by seed and key, the words that CLIP finds for the picture (what is optimised
+    from several starts begins with them once, and otherwise at random), or given words;
     with `pad_init` those of them that are one token, and random ones behind them up to `prompt_length`. For
     `init=caption` the rows' `captions` are given as tokens: where nothing changes them they stay as they are written,
     padded to one length (`ph2p.inversion.prompts`); otherwise their allowed words are the beginning. What the
@@ -47,7 +48,7 @@ def _starting_tokens(
     captions: Sequence[Sequence[int]],
 ) -> Tensor:
     if method.init == "retrieval":
-        return retrieve(scorer, vocabulary, features, method.prompt_length, method.restarts).flatten(0, 1)
+        return _retrieved(vocabulary, scorer, method, seed, keys, features)
     if method.init == "random":
         return random_tokens(vocabulary, method.prompt_length, seed, keys)
     if method.init == "caption":
@@ -62,6 +63,20 @@ def _starting_tokens(
     words = whole_words(vocabulary, method.init)[: method.prompt_length]
     start = random_tokens(vocabulary, method.prompt_length, seed, keys)
     start[:, : len(words)] = torch.tensor(words, dtype=torch.long, device=start.device)
+    return start
+
+
+def _retrieved(
+    vocabulary: Vocabulary, scorer: Scorer, method: MethodConfig, seed: int, keys: Sequence[str], features: Tensor
+) -> Tensor:
+    """The words that CLIP finds for each image, and for its other restarts random ones: a beam's are much the same.
+
+    Where nothing changes them the restarts are the beam.
+    """
+    if method.optimizer is None:
+        return retrieve(scorer, vocabulary, features, method.prompt_length, method.restarts).flatten(0, 1)
+    start = random_tokens(vocabulary, method.prompt_length, seed, keys)
+    start[:: method.restarts] = retrieve(scorer, vocabulary, features, method.prompt_length, 1)[:, 0].to(start.device)
     return start
 
 

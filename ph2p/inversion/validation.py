@@ -19,9 +19,12 @@ Losses = Callable[[Sequence[Sequence[int]]], list[float]]
 
 def losses_on(generator: Generator, latents: Tensor, draws: Draws) -> Losses:
     """The losses of one image's prompts on its draws, N forward samples each; `latents` (1, C, h, w), `draws` 1 x N."""
-    return lambda prompts: prompt_losses(generator, latents, stacked(prompts)[None].to(latents.device), draws)[
-        0
-    ].tolist()
+
+    def losses(prompts: Sequence[Sequence[int]]) -> list[float]:
+        token_ids = stacked(prompts)[None].to(latents.device)  # (1, K, L)
+        return prompt_losses(generator, latents, token_ids, draws)[0].tolist()
+
+    return losses
 
 
 @dataclass

@@ -81,7 +81,7 @@ def _folder_of(path: str, key: str) -> Path:
     return fetched(path, key)
 
 
-@lru_cache(1)
+@lru_cache(2)
 def _load_language_model(folder: Path, device: torch.device) -> CausalLanguageModel:
     pretrained.check_tokenizer(folder)
     with plain_errors(str(folder), "give a causal language model of transformers"), quiet():

@@ -20,9 +20,10 @@ OURS = "ph2p"  # the key beside Lightning's own
 class BatchCheckpoint(TorchCheckpointIO):
     """One file that is always whole: Lightning's state of the fit, and under "ph2p" what is around it.
 
-    It holds what is trained and counted (prompt, state of the optimiser, candidates, position), so it is a few
-    KB, and is read with `weights_only`. It is there from a batch's beginning to its last record. `settings`
-    are the keys of the configuration that decide the results.
+    It holds what is trained and counted (prompt, state of the optimiser, candidates, position), so it is a few KB
+    (within an epoch of `simplex` 8 bytes x prompts x places x allowed tokens), and is read with `weights_only`. It is
+    there from a batch's beginning to its last record. `settings` are the keys of the configuration that decide the
+    results.
     """
 
     def __init__(self, path: Path, settings: dict[str, Any]) -> None:

@@ -97,7 +97,8 @@ class LogCurves(L.Callback):
         if snap or module.straight_through:
             values["candidate_loss"] = (module.losses if module.straight_through else module.first_losses).tolist()
         if (gradient := module.coordinates.grad) is not None:
-            values["gradient_norm"] = gradient.float().flatten(1).norm(dim=1).tolist()
+            norms = gradient.float().flatten(1).norm(dim=1)
+            values["gradient_norm"] = norms.masked_fill(~module.alive, torch.nan).tolist()
         restarts = len(module.coordinates) // len(self.images)
         names = [f"{name}#{r}" if r else name for name in self.images for r in range(restarts)]
         values["evaluations"] = [int(module.evaluations)] * len(names)

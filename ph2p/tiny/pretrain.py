@@ -6,7 +6,8 @@ Every stage writes a checkpoint as it goes and is skipped once its part stands i
 continues after an interruption, with the batches that would have come. `--stages` picks some of them; `report`
 measures what stands in the folder. `--so-far FOLDER` trains nothing and writes the denoiser of the last checkpoint,
 with the parts that are finished, into a folder of its own. `--start FOLDER` begins with another model: of its judge,
-denoiser and image tower those of `--stages` are trained on, everything else is taken over as it is.
+denoiser and image tower those of `--stages` are trained on, everything else is taken over as it is. A `--work` folder
+belongs to one weights folder: checkpoints and repainted pictures are kept in it.
 """
 
 import argparse

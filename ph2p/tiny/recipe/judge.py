@@ -56,7 +56,7 @@ class _Block(nn.Module):
 
 
 class JudgeStage(Stage):
-    """Train the judge on training scenes that are turned, tinted, blurred and noisy in other ways than CLIP's.
+    """Train the judge on training scenes that are turned, and tinted, blurred and noisy in other ways than CLIP's.
 
     Half of them come in wrong colours, and there only nouns and places are read: a noun has four drawings in training,
     and without that their colours are learnt by heart.
