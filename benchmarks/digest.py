@@ -51,6 +51,7 @@ def section(experiment: Experiment, lines: list[Line], folder: Path) -> str:
     failed = sum(line["record"]["status"] != "ok" for line in own)
     text += [f"{failed} of {len(own)} images have no prompt.", ""] if failed else []
     known = [line for line in own if line["record"]["status"] == "ok"]
+    text += [said, ""] if (said := not_run(experiment, own)) else []
     for scenes in experiment.scenes:
         some = [line for line in known if line["scenes"] == scenes]
         if some:
@@ -59,6 +60,13 @@ def section(experiment: Experiment, lines: list[Line], folder: Path) -> str:
     for name in plot_experiment(experiment, lines, folder):
         text += [f"![{experiment.title}: {name}]({folder.name}/{name}.svg)", ""]
     return "\n".join(text)
+
+
+def not_run(experiment: Experiment, lines: Sequence[Line]) -> str:
+    """Which variants have no line yet; empty if all have."""
+    there = {line["variant"] for line in lines}
+    lacking = dict.fromkeys(cell.variant.label for cell in experiment.cells() if cell.variant.label not in there)
+    return f"Not run yet: {', '.join(lacking)}." if lacking else ""
 
 
 def made_with(lines: list[Line]) -> str:

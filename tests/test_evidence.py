@@ -138,6 +138,15 @@ def test_the_table_and_the_sentence_say_who_stands_apart(made):
     assert "one scene" in digest.answer(main, [line for line in made if line["image_id"] == "s1"])
 
 
+def test_what_has_not_been_run_is_named(made):
+    (main,) = experiments("small", "main")
+    said = digest.not_run(main, made)
+    assert said.startswith("Not run yet: ") and said.endswith(".")
+    assert set(said[13:-1].split(", ")) == {variant.label for variant in main.variants} - {"ph2p", "sgd"}
+    every = [{"variant": variant.label} for variant in main.variants]
+    assert digest.not_run(main, every) == ""
+
+
 def test_a_curve_is_a_step_function():
     grid = np.array([0, 10, 15, 20, 99])
     found = steps([(10, 1.0), (20, 0.5)], grid)
