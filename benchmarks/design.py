@@ -24,7 +24,7 @@ from typing import Any
 
 import yaml
 
-from ph2p.config.budget import plan
+from ph2p.config.budget import plan, selection_cost
 from ph2p.config.compose import config_dir, load_config
 from ph2p.errors import UserError
 
@@ -121,9 +121,8 @@ def _samples(words: tuple[str, ...], follow: bool) -> int:
     """Of one inversion: the budget where the denoiser says how to go on, otherwise what the choice of the winner costs;
     and prompt, caption and no words measured."""
     cfg = load_config(list(words))
-    method, choice, evaluation = cfg.method, cfg.method.selection, cfg.evaluation
-    steps = plan(method)
-    found = choice.shortlist * choice.draws + 2 * choice.steps * choice.finalists if choice.validates else 0
+    method, evaluation = cfg.method, cfg.evaluation
+    steps, found = plan(method), selection_cost(method)
     if (steps.epochs and method.objective == "denoising") or steps.rounds:
         found = method.budget
     measured = 3 * evaluation.draws + 2 * 2 * evaluation.renders * cfg.generator.steps

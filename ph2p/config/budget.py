@@ -26,10 +26,9 @@ def plan(method: MethodConfig) -> Plan:
     A CLIP evaluation is charged like one of the denoiser, so that methods of the same budget take as many steps.
     Raises UserError when the budget does not pay for one epoch, or for the selection where nothing is optimised.
     """
-    choice, search = method.selection, method.search
+    search = method.search
     epoch_cost = method.restarts * _row_cost(method)
-    selection = method.judge_draws * method.restarts + (_scored(method) * choice.draws if choice.validates else 0)
-    selection += 2 * choice.steps * {"renderings": choice.finalists, "released": choice.shortlist}.get(choice.rule, 0)
+    selection = method.judge_draws * method.restarts + selection_cost(method)
     rest, enough, rounds = method.budget - selection, selection + epoch_cost, 0
     if search:
         start = race_cost(search, search.starts) + sum(draws for _, draws in search.race)
@@ -40,6 +39,13 @@ def plan(method: MethodConfig) -> Plan:
     if rest < epoch_cost:
         raise UserError(f"method.budget={method.budget}: too small for this method; give {enough} samples or more")
     return Plan(_epochs(rest, epoch_cost, kept_starts(method) * _row_cost(method)), rounds)
+
+
+def selection_cost(method: MethodConfig) -> int:
+    """Samples of an image's selection at most: prompts that are scored, and finalists that are rendered."""
+    choice = method.selection
+    rendered = {"renderings": choice.finalists, "released": choice.shortlist}.get(choice.rule, 0)
+    return (_scored(method) * choice.draws if choice.validates else 0) + 2 * choice.steps * rendered
 
 
 def kept_starts(method: MethodConfig) -> int:

@@ -135,7 +135,7 @@ class MethodConfig:
             checks.require(fits, *self._of(key), "give single words, as in [red,square]")
         both = ", ".join(sorted(set(given["require"]) & set(given["forbid"])))
         checks.require(not both, *self._of("require"), f"{both} is forbidden by method.forbid too; choose one")
-        text = [] if self.init in ("random", "retrieval", "caption") else self.init.split()
+        text = [] if self.init in STARTS else self.init.split()
         found = ", ".join(sorted({word.casefold() for word in text} & set(given["forbid"])))
         checks.require(not found, *self._of("init"), f"holds {found}, which method.forbid leaves out; take it away")
         places, wanted = len(text) if text and not self.pad_init else self.prompt_length, len(set(given["require"]))

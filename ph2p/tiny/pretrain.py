@@ -58,7 +58,7 @@ def pretrain(args: argparse.Namespace) -> None:
 def take_over(args: argparse.Namespace) -> None:
     """Copy the parts of `--start` that are not trained on, where the weights folder lacks them."""
     trained = {part for name, (part, _) in PARTS.items() if name in args.stages and name in TRAINED_ON}
-    for part in ("tokenizer", "vae", "text_encoder", "scheduler", "judge", "unet", "clip"):
+    for part in (*(part for part, _ in PARTS.values()), "scheduler"):
         if part not in trained and not (args.weights / part).exists():
             with whole(args.weights / part) as folder:
                 shutil.copytree(args.start / part, folder, dirs_exist_ok=True)

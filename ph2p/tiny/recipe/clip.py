@@ -52,7 +52,7 @@ class ClipStage(Stage):
         self.classifiers = nn.ModuleDict({name: nn.Linear(128, size) for name, size in HEADS.items()})
 
     def trained(self) -> nn.Module:
-        return nn.ModuleDict({"clip": self.model, "class_": self.classifiers})
+        return nn.ModuleDict({"clip": self.model, "class_": self.classifiers})  # a last layer, to `split_parameters`
 
     def loss(self, rng: np.random.Generator, generator: torch.Generator) -> Tensor:
         scenes, pictures = self.pairs(rng)
