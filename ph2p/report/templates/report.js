@@ -59,7 +59,7 @@
 
   function show(anchor) {
     const card = byAnchor.get(anchor);
-    if (!card) return;
+    if (!card || state.open === anchor) return;
     const list = openable();
     const place = list.indexOf(card);
     at("detail-body").innerHTML = details.get(anchor).textContent; // escaped where it was written
@@ -79,7 +79,9 @@
   function step(by) {
     const list = openable();
     const next = list[list.indexOf(byAnchor.get(state.open)) + by];
-    if (next) window.location.replace(`#${next.dataset.anchor}`);
+    if (!next) return;
+    window.location.replace(`#${next.dataset.anchor}`);
+    follow(); // now: the browser's own event comes later than the next key of one who holds it down
   }
 
   function follow() {
