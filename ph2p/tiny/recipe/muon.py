@@ -60,11 +60,11 @@ class Muon(torch.optim.Optimizer):
 def orthogonal(matrices: Tensor, steps: int = 5) -> Tensor:
     """Bring the singular values of matrices (..., m, n) near 1, to within 0.7 and 1.2.
 
-    Jordan's quintic Newton-Schulz iteration, in bfloat16.
+    Jordan's quintic Newton-Schulz iteration, in float32: bfloat16 takes three times as long on CPUs that have it not.
     """
     a, b, c = 3.4445, -4.7750, 2.0315
     wide = matrices.shape[-2] <= matrices.shape[-1]
-    x = (matrices if wide else matrices.mT).bfloat16()
+    x = (matrices if wide else matrices.mT).float()
     x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
     for _ in range(steps):
         square = x @ x.mT
