@@ -7,9 +7,11 @@ A cell is one variant on one set of scenes with one seed: `count` images inverte
   captions use most are allowed; `sweeps`: {title: {key, values, words}}, a variant for each value of a key.
 - `scenes`: {label: arguments of `ph2p.data.WorldTargets`, or `layout: coco` with a seed, see material.py}.
 - `reference`: the label that the others are held against, by the metric `measure` (regret if it is left out);
-  `columns`: keys of the table of metrics, or `regret_own`.
+  `columns`: keys of the table of metrics, or of what digest.py adds.
 - `whole`: the smallest size runs every variant too, not the first alone.
 - `follow`: note the best prompt so far on the way; `trace`: plot losses, gradient and distance as well.
+- `own_budgets`: its variants are not held against each other at equal cost.
+- `picks`: whether a prompt alone picks its picture among others, see picking.py.
 - `own_range`: measure the regret on the method's own timesteps too.
 - `rival`: the label whose last regret the others' curves are held against: how many samples they need to get there.
 - `probes`: what is measured without an inversion, see probes.py.
@@ -29,8 +31,9 @@ from ph2p.config.compose import config_dir, load_config
 from ph2p.errors import UserError
 
 SIZES = ("smoke", "small", "full")
-# Of the embedded model, forward and backward counted apart, by two processes on two cores that are both busy.
-SAMPLES_A_SECOND = 200
+# Of the embedded model, forward and backward counted apart, by two processes on two cores that are both busy: five
+# experiments, half a million samples, at 300 a second.
+SAMPLES_A_SECOND = 280
 FOLLOWED = 10  # distinct best prompts on the way, about
 # Scenes differ more than an image's draws and renderings do: a cheaper measurement pays for more of them.
 SMALL = ["evaluation.draws=32", "evaluation.renders=2", "generator.steps=15"]

@@ -10,7 +10,7 @@ from design import Experiment
 from numpy.typing import NDArray
 from plots import plot_experiment
 
-from ph2p.evaluation.formatting import NOTHING, Show, finite, signed
+from ph2p.evaluation.formatting import NOTHING, Show, decimal, finite, percent, signed
 from ph2p.evaluation.intervals import confidence_interval
 from ph2p.evaluation.metrics import METRICS, samples_to
 from ph2p.files import write_whole
@@ -37,6 +37,9 @@ interval resamples scenes, each of which counts with its mean over the seeds (bo
 scenes of a row's regret (or gap closed) minus the reference's on the same scenes and seeds. Where its interval holds 0
 the two do not stand apart. "Samples to" a regret is a median over scenes, with how many of them ever get there and
 stay; one that does not counts as never. `retrieval` has words that CLIP alone finds, `caption` a caption that it chose.
+"As good as the true caption", a plain sentence that names everything: the part of runs at a regret of 0 or below.
+"Picked of eight": the prompt alone tells its picture from seven others of its kind, to a judge of the embedded world
+who looks at its renderings, or by the words it shares with each.
 """
 
 
@@ -86,13 +89,15 @@ def plural(number: int, what: str) -> str:
 
 
 def by_scene(lines: Sequence[Line], variant: str, key: str) -> dict[str, float]:
-    """A metric's mean over the seeds, of each scene where it is known."""
+    """A column's value of each scene where it is known: a metric's mean over the seeds, or what `OWN` makes of it."""
+    metric, over_seeds = OWN[key][2:] if key in OWN else (key, np.mean)
     values: dict[str, list[float]] = {}
     for line in lines:
-        value = finite(line["record"].get(key))
+        value = finite(line["record"].get(metric))
         if line["variant"] == variant and value is not None:
             values.setdefault(line["image_id"], []).append(value)
-    return {scene: float(np.mean(some)) for scene, some in values.items()}
+    found = {scene: float(over_seeds(some)) for scene, some in values.items()}
+    return {scene: value for scene, value in found.items() if np.isfinite(value)}
 
 
 def paired(lines: Sequence[Line], variant: str, reference: str, key: str = "regret") -> Values:
@@ -121,9 +126,9 @@ def table(experiment: Experiment, lines: list[Line]) -> list[str]:
         for key, _, statistic, show in columns:
             if key in REACHED:
                 cells.append(reached(lines, variant, key))
-                continue
-            values = np.array(list(by_scene(lines, variant, key).values()))
-            cells.append(interval(values, statistic, show))
+            else:
+                values = np.array(list(by_scene(lines, variant, key).values()))
+                cells.append(interval(values, statistic, show))
         same = variant == experiment.reference
         cells.append(
             "" if same else interval(paired(lines, variant, experiment.reference, measure.key), np.mean, signed)
@@ -141,10 +146,32 @@ def anyone(lines: Sequence[Line], key: str) -> bool:
     return any(finite(line["record"].get(key)) is not None for line in lines)
 
 
+def _deviation(values: Sequence[float]) -> float:
+    """The standard deviation of a scene's values over its seeds; nan of one alone."""
+    return float(np.std(values, ddof=1)) if len(values) > 1 else float("nan")
+
+
+def _as_good(values: Sequence[float]) -> float:
+    """The part of a scene's regrets that are those of the true caption or lower."""
+    return float(np.mean([value <= 0 for value in values]))
+
+
+# Columns beside the table of metrics: head, how it is written, the number of a line that it is made from, and how a
+# scene's numbers of several seeds become one.
+OWN: dict[str, tuple[str, Show, str, Callable[[Sequence[float]], Any]]] = {
+    "regret_own": ("median regret on its own timesteps", signed, "regret_own", np.mean),
+    "as_good": ("as good as the true caption", percent, "regret", _as_good),
+    "spread": ("deviation over seeds", decimal, "regret", _deviation),
+    "picked_by_judge": ("picked of eight, by the judge", percent, "picked_by_judge", np.mean),
+    "picked_by_reader": ("picked of eight, by its words", percent, "picked_by_reader", np.mean),
+}
+
+
 def describe(key: str) -> tuple[str, Callable[..., Any], Show]:
     """A column's head, how scenes become one value, and how that is written."""
-    if key == "regret_own":
-        return "median regret on its own timesteps", np.median, signed
+    if key in OWN:
+        head, show = OWN[key][:2]
+        return head, np.median if key == "regret_own" else np.mean, show
     metric = METRICS[key]
     head = f"median {metric.name}" if metric.over == "median" else metric.name
     return head, np.median if metric.over == "median" else np.mean, metric.show

@@ -28,13 +28,14 @@ import torch
 from design import SAMPLES_A_SECOND, SIZES, Cell, Experiment, experiments, samples
 from digest import write_digest
 from material import loaded, targets_of
+from picking import picks
 from probes import PROBES
 from watch import Watch
 
 from ph2p.config.checks import parse_shard
 from ph2p.config.compose import load_config
 from ph2p.config.schema import Config
-from ph2p.data import Target, TargetError
+from ph2p.data import Target, TargetError, WorldTargets
 from ph2p.errors import UserError
 from ph2p.evaluation.metrics import regret
 from ph2p.evaluation.result import InversionResult, as_record
@@ -139,8 +140,16 @@ class Runner:
                     continue
                 record = as_record(result)
                 record |= {"regret_own": own_regret(inverter, target, result)} if experiment.own_range else {}
+                record |= self.picked(cell, target, result, cfg) if experiment.picks else {}
                 trace = {name: [epoch[row] for epoch in rows] for name, rows in watch.trace.items()}
                 yield line | {"record": record} | ({"trace": trace} if experiment.trace else {})
+
+    def picked(self, cell: Cell, target: Target, result: InversionResult, cfg: Config) -> Line:
+        """Whether the prompt alone picks its picture among others of the embedded world."""
+        targets = targets_of(cell.world, Path(self.args.output))
+        assert isinstance(targets, WorldTargets) and result.renderings is not None
+        place = targets.ids.index(target.image_id)
+        return picks(targets, place, result.prompt, result.renderings.cpu(), Path(cfg.generator.path))
 
     def follow(self, inverter: Inverter, targets: list[Target], results: list[Any], watch: Watch) -> None:
         """Give the results their curves, where all of the batch have been found."""

@@ -17,6 +17,7 @@ from ph2p.evaluation.metrics import METRICS, regret
 from ph2p.inversion.batch import Batch
 from ph2p.inversion.objectives import candidate_losses
 from ph2p.inversion.starts import starting_tokens
+from ph2p.world import scenes as world
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 
@@ -25,6 +26,7 @@ import evidence
 import probes
 from design import SAMPLES_A_SECOND, SIZES, experiments, samples
 from material import loaded, targets_of
+from picking import others, picks
 from plots import MEASURED, steps
 from watch import Watch
 
@@ -33,7 +35,7 @@ from watch import Watch
 def test_a_design_is_sound(experiment, tmp_path):
     labels = [variant.label for variant in experiment.variants]
     assert experiment.reference in labels and len(labels) == len(set(labels))
-    assert set(experiment.columns) <= METRICS.keys() | {"regret_own"}
+    assert set(experiment.columns) <= METRICS.keys() | digest.OWN.keys()
     assert (experiment.measure or "regret") in MEASURED
     for arguments in experiment.scenes.values():
         assert len(targets_of(arguments | {"count": 3}, tmp_path)) == 3
@@ -41,7 +43,7 @@ def test_a_design_is_sound(experiment, tmp_path):
     cells = [cell for cell in experiment.cells() if cell.seed == 0 and cell.scenes == next(iter(experiment.scenes))]
     assert len(cells) == len(labels)
     budgets = {load_config(cell.words).method.budget for cell in cells}  # every word is known
-    assert budgets == {2000}
+    assert budgets == {2000} or experiment.own_budgets
     assert any("method=retrieval" in cell.words for cell in cells)
     assert set(experiment.probes or {}) <= probes.PROBES.keys()
 
@@ -53,7 +55,7 @@ def test_the_main_table_has_every_method():
     assert methods == every - {"best"}  # which is the default with more samples: at equal cost it is no other method
     counts = {size: sum(cell.world["count"] for cell in experiments(size, "main")[0].cells()) for size in SIZES}
     assert counts == {"smoke": 15, "small": 15 * (32 + 4), "full": 15 * 2 * 3 * 64}
-    with pytest.raises(UserError, match=r"^experiment=none: choose one of main, timesteps, "):
+    with pytest.raises(UserError, match=r"^experiment=none: choose one of prompts, main, timesteps, "):
         experiments("small", "none")
 
 
@@ -75,7 +77,7 @@ def test_the_smallest_size_runs_and_continues(tmp_path):
     text = (folder / "evidence.md").read_text(encoding="utf-8")
     for experiment in experiments("smoke"):
         assert experiment.title in text and f"EXPERIMENT={experiment.name}\n" in text
-    assert "Not run" not in text and text.count("| ph2p_plus |") == 3
+    assert "Not run" not in text and text.count("| ph2p_plus |") == 4
     plots = sorted((folder / "evidence").glob("*.svg"))
     assert {"main", "main-curves", "timesteps-probes", "projection-trace", "length-sweeps"} <= {p.stem for p in plots}
     for plot in plots:
@@ -136,6 +138,32 @@ def test_the_table_and_the_sentence_say_who_stands_apart(made):
     same = [{**line, "record": {**line["record"], "regret": 0.5}} for line in made]
     assert digest.answer(main, same).endswith("Nothing stands apart from ph2p.")
     assert "one scene" in digest.answer(main, [line for line in made if line["image_id"] == "s1"])
+
+
+def test_what_the_seeds_decide_and_how_many_are_as_good(made):
+    known = {(line["image_id"], line["seed"]): line["record"]["regret"] for line in made if line["variant"] == "ph2p"}
+    for scene in range(6):
+        first, second = (known[f"s{scene}", seed] for seed in (0, 1))
+        spread = digest.by_scene(made, "ph2p", "spread")[f"s{scene}"]
+        assert spread == pytest.approx(abs(first - second) / 2**0.5)
+        assert digest.by_scene(made, "ph2p", "as_good")[f"s{scene}"] == ((first <= 0) + (second <= 0)) / 2
+    assert "s0" not in digest.by_scene(made, "sgd", "spread")  # one seed is known
+
+
+def test_a_picture_is_picked_by_its_own_prompt_and_not_by_anothers():
+    """Drawn pictures in the place of renderings: the judge and a reader find nearly all, and no foreign ones."""
+    targets = WorldTargets(count=24, seed=5, objects=None, split="test", image_size=(64, 64))
+    weights = Path(load_config([]).generator.path)
+    pictures = loaded(targets)
+    own = [picks(targets, k, p.caption, p.image[None], weights) for k, p in enumerate(pictures)]
+    assert np.mean([found["picked_by_judge"] for found in own]) > 0.85
+    assert np.mean([found["picked_by_reader"] for found in own]) == 1
+    other = [pictures[k - 1] for k in range(24)]
+    foreign = [picks(targets, k, p.caption, p.image[None], weights) for k, p in enumerate(other)]
+    assert max(np.mean([found[key] for found in foreign]) for key in foreign[0]) < 0.3
+    for index in range(3):
+        scene, rest = world.scene("test", index, 5), others(targets, index)
+        assert len(rest) == 7 and all(len(one.things) == len(scene.things) for one in rest) and scene not in rest
 
 
 def test_what_has_not_been_run_is_named(made):
