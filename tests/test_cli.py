@@ -166,12 +166,14 @@ def test_the_doctor_says_what_is_out_of_reach(capsys, tmp_path, monkeypatch):
 
     monkeypatch.setattr(doctor, "find_spec", lambda name: None)
     words = ["generator=folder", f"generator.path={tmp_path}", "scorer=siglip", "scorer.local_files_only=true"]
-    words.append(f"scorer.cache_dir={tmp_path / 'cache'}")
+    words += [f"scorer.cache_dir={tmp_path / 'cache'}", f"evaluation.transfer={tmp_path / 'none'}"]
+    (tmp_path / "none").mkdir()
     assert cli.main(["doctor", *words]) == 1
     said = capsys.readouterr().out
     assert "pip install 'ph2p[heif]'" in said
     assert re.search(rf"out of reach: {re.escape(str(tmp_path))}: no model_index\.json", said)
     assert re.search(r"scorer=siglip\n +out of reach: google/siglip", said)
+    assert re.search(r"evaluation\.transfer=.*none\n +out of reach: ", said)
 
 
 def test_a_report_is_written_anew(capsys, tmp_path):

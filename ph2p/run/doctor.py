@@ -12,10 +12,12 @@ import torch
 
 from ph2p import __version__
 from ph2p.config.compose import load_config
+from ph2p.config.schema import GeneratorConfig, ScorerConfig
 from ph2p.errors import UserError
 from ph2p.models import hub
 from ph2p.run.screen import Screen
 
+PIPELINE = "model_index.json"  # tells a text-to-image model's folder from others
 PACKAGES = ("torch", "lightning", "diffusers", "transformers", "huggingface-hub", "hydra-core", "numpy", "pillow")
 EXTRAS = {  # of pyproject.toml: a module that it brings, and what that is for
     "docs": ("mkdocs", "make docs"),
@@ -35,20 +37,30 @@ EXTRAS = {  # of pyproject.toml: a module that it brings, and what that is for
 def examine(words: Sequence[str]) -> int:
     """Say what there is and what is missing for a run with the command line's words; returns the exit code.
 
-    1: the model or the scorer is out of reach. Nothing is downloaded but a file of some hundred bytes of each.
+    1: the model, the scorer or the second generator is out of reach. Nothing is downloaded but a file of some hundred bytes of each.
     """
     cfg, screen = load_config(list(words)), Screen()
     for title, lines in {"versions": versions(), "devices": devices(), "extras": extras()}.items():
         _show(screen, title, lines)
+    models = [
+        (f"{key}={part.name}", part.path, file, _options(part))
+        for key, part, file in (("generator", cfg.generator, PIPELINE), ("scorer", cfg.scorer, "config.json"))
+    ]
+    if second := cfg.evaluation.transfer:
+        models.append((f"evaluation.transfer={second}", second, PIPELINE, {}))
     code = 0
-    for key, part, file in (("generator", cfg.generator, "model_index.json"), ("scorer", cfg.scorer, "config.json")):
-        options = dict(revision=part.revision, cache_dir=part.cache_dir, local_files_only=part.local_files_only)
+    for title, path, file, options in models:
         try:
-            line = f"{part.path}: {reach(part.path, file, **options)}"
+            line = f"{path}: {reach(path, file, **options)}"
         except UserError as error:
             line, code = f"out of reach: {error}", 1
-        _show(screen, f"{key}={part.name}", [line])
+        _show(screen, title, [line])
     return code
+
+
+def _options(part: GeneratorConfig | ScorerConfig) -> dict[str, Any]:
+    """Where the hub's files of a model are looked for."""
+    return {"revision": part.revision, "cache_dir": part.cache_dir, "local_files_only": part.local_files_only}
 
 
 def _show(screen: Screen, title: str, lines: Sequence[str] | Iterator[str]) -> None:
