@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from ph2p.models.generators import load_generator
 from ph2p.models.scorer import load_scorer
 from ph2p.tiny import bars, pretrain
-from ph2p.tiny.recipe.image_tower import ClipImageStage, siblings
+from ph2p.tiny.recipe.image_tower import ClipImageStage, in_other_colours, siblings
 from ph2p.tiny.recipe.judge import HEADS, NOUNS, Judge, JudgeStage, disturbed, load_judge, save_judge, truths
 from ph2p.tiny.recipe.muon import Muon, orthogonal, split_parameters
 from ph2p.tiny.recipe.scenes import load_scenes, to_unit
@@ -19,8 +19,8 @@ from ph2p.tiny.recipe.stage import STAGES, fit, whole
 from ph2p.tiny.recipe.vae import VaeStage, make_vae, patch_code, principal_components
 from ph2p.world import scenes as world
 from ph2p.world.captions import canonical_caption
-from ph2p.world.drawing import render
-from ph2p.world.scenes import COLOUR_WORDS, SIZES, Thing
+from ph2p.world.drawing import object_mask, render
+from ph2p.world.scenes import COLOUR_WORDS, SIZES, Pictured, Thing
 
 PRECISION = "32-true"  # bfloat16 is ten times slower on CPUs that lack it
 PICTURES = np.stack([render(world.scene("train", index)) for index in range(8)])
@@ -116,6 +116,17 @@ def test_scenes_are_painted_once_and_begun_again_if_that_was_interrupted(tmp_pat
     scenes, pictures = load_scenes(tmp_path, 3, seed=0)
     assert np.array_equal(pictures, [render(scene) for scene in scenes])
     assert [path.name for path in tmp_path.iterdir()] == ["scenes-3-0.npy"]
+
+
+def test_other_colours_are_those_of_things_in_every_second_picture() -> None:
+    scenes = [world.scene("train", index) for index in range(40)]
+    pictures = np.stack([render(scene) for scene in scenes])
+    changed = in_other_colours(scenes, pictures, np.random.default_rng(0))
+    for k, (scene, before, after) in enumerate(zip(scenes, pictures, changed, strict=True)):
+        things = [thing for thing in scene.things if isinstance(thing, Pictured)]
+        touched = np.any([object_mask(thing) > 0 for thing in things], axis=0) & (k % 2 == 0)
+        assert (before == after)[~np.broadcast_to(touched, before.shape[:2])].all()
+        assert (before != after).any() == bool(things and k % 2 == 0)
 
 
 @pytest.mark.parametrize("index", range(6))

@@ -37,7 +37,8 @@ EXTRAS = {  # of pyproject.toml: a module that it brings, and what that is for
 def examine(words: Sequence[str]) -> int:
     """Say what there is and what is missing for a run with the command line's words; returns the exit code.
 
-    1: the model, the scorer or the second generator is out of reach. Nothing is downloaded but a file of some hundred bytes of each.
+    1: the model, the scorer or the second generator is out of reach. Nothing is downloaded but a file of some hundred
+    bytes of each.
     """
     cfg, screen = load_config(list(words)), Screen()
     for title, lines in {"versions": versions(), "devices": devices(), "extras": extras()}.items():

@@ -17,8 +17,8 @@ from ph2p.tiny.recipe.tokenizer import load_tokenizer, tokenize
 from ph2p.tiny.recipe.unet import make_scheduler
 from ph2p.world import scenes as world
 from ph2p.world.captions import canonical_caption
-from ph2p.world.drawing import render
-from ph2p.world.scenes import Scene
+from ph2p.world.drawing import object_mask, render
+from ph2p.world.scenes import Pictured, Scene
 
 
 class ClipImageStage(ClipStage):
@@ -26,14 +26,14 @@ class ClipImageStage(ClipStage):
 
     Half of a batch is siblings: scenes that differ in nothing but the noun, so that the noun is learnt. And half of
     the pictures are what the U-Net makes of them (`repaint`): a tower that saw clean pictures alone misread painted
-    ones.
+    ones. Of the clean ones, half have their things `in_other_colours`.
     """
 
     name, lr = "clip_image", 1e-3
     families = 8  # of siblings in a batch
     siblings = 16  # scenes in a family
-    known = 250  # families
-    again = 6_000  # scenes that are repainted
+    known = 500  # families
+    again = 8_000  # scenes that are repainted
 
     def __init__(
         self,
@@ -67,12 +67,34 @@ class ClipImageStage(ClipStage):
     def pairs(self, rng: np.random.Generator) -> tuple[list[Scene], np.ndarray]:
         chosen = rng.choice(len(self.related), size=self.families)
         related = [sibling for i in chosen for sibling in self.related[i]]
-        families = [(self.painted if k % 2 else self.painted_again)[i] for k, i in enumerate(chosen)]
+        families = [
+            in_other_colours(self.related[i], self.painted[i], rng) if k % 2 else self.painted_again[i]
+            for k, i in enumerate(chosen)
+        ]
         size = self.batch_size - len(related)
         again = rng.integers(len(self.pictures_again), size=size // 2)
-        clean = self.rows(rng, size - size // 2)
-        pictures = np.concatenate([*families, self.pictures_again[again], self.pictures[clean]])
-        return related + [self.scenes[i] for i in [*again, *clean]], pictures
+        rows = self.rows(rng, size - size // 2)
+        scenes = [self.scenes[i] for i in rows]
+        clean = in_other_colours(scenes, self.pictures[rows], rng)
+        pictures = np.concatenate([*families, self.pictures_again[again], clean])
+        return related + [self.scenes[i] for i in again] + scenes, pictures
+
+
+def in_other_colours(scenes: list[Scene], pictures: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """The pictures (N, 64, 64, 3) uint8, every second one with its things in colours that nobody drew.
+
+    A noun has four drawings in training, and their colours would be learnt by heart. Shapes keep theirs, which their
+    captions name.
+    """
+    changed = pictures.astype(np.float32)
+    for picture, scene in zip(changed[::2], scenes[::2], strict=True):
+        for thing in scene.things:
+            if isinstance(thing, Pictured):
+                mask = object_mask(thing, IMAGE_SIZE)[..., None]
+                mix = np.eye(3) + 0.35 * rng.standard_normal((3, 3))
+                other = (picture - 127.5) @ mix + 127.5 + 32 * rng.standard_normal(3)
+                picture += mask * (other.clip(0, 255) - picture)
+    return changed.round().astype(np.uint8)
 
 
 def siblings(scene: Scene, number: int, rng: np.random.Generator) -> list[Scene]:
