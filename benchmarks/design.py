@@ -12,6 +12,7 @@ A cell is one variant on one set of scenes with one seed: `count` images inverte
 - `follow`: note the best prompt so far on the way; `trace`: plot losses, gradient and distance as well.
 - `own_budgets`: its variants are not held against each other at equal cost.
 - `picks`: whether a prompt alone picks its picture among others, see picking.py.
+- `examples`: of how many pictures the digest shows the prompts side by side.
 - `own_range`: measure the regret on the method's own timesteps too.
 - `rival`: the label whose last regret the others' curves are held against: how many samples they need to get there.
 - `probes`: what is measured without an inversion, see probes.py.

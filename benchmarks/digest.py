@@ -60,9 +60,24 @@ def section(experiment: Experiment, lines: list[Line], folder: Path) -> str:
         if some:
             text += [f"**{scenes}**", "", *table(experiment, some), "", answer(experiment, some), ""]
             text += [said, ""] if (said := overtaken(experiment, some)) else []
+            text += examples(some, experiment.examples) if experiment.examples else []
     for name in plot_experiment(experiment, lines, folder):
         text += [f"![{experiment.title}: {name}]({folder.name}/{name}.svg)", ""]
     return "\n".join(text)
+
+
+def examples(lines: Sequence[Line], count: int) -> list[str]:
+    """The prompts of the first pictures and the first seed, side by side: a table in Markdown."""
+    first = min(line["seed"] for line in lines)
+    said: dict[str, dict[str, str]] = {}
+    for line in sorted(lines, key=lambda line: line["image_id"]):
+        if line["seed"] == first:
+            row = said.setdefault(line["image_id"], {"true caption": line["record"]["caption"]})
+            row[line["variant"]] = line["record"]["prompt"]
+    heads = list(dict.fromkeys(name for row in said.values() for name in row))
+    rows = [heads, ["---"] * len(heads)]
+    rows += [[row.get(name, NOTHING).replace("|", r"\|") for name in heads] for row in list(said.values())[:count]]
+    return [f"The first {len(rows) - 2} pictures, seed {first}:", "", *(f"| {' | '.join(row)} |" for row in rows), ""]
 
 
 def not_run(experiment: Experiment, lines: Sequence[Line]) -> str:

@@ -150,6 +150,14 @@ def test_what_the_seeds_decide_and_how_many_are_as_good(made):
     assert "s0" not in digest.by_scene(made, "sgd", "spread")  # one seed is known
 
 
+def test_prompts_stand_side_by_side(made):
+    for line in made:
+        line["record"] |= {"prompt": f"{line['variant']} | {line['seed']}", "caption": line["image_id"]}
+    said, _, head, rule, *rows, _ = digest.examples(made, 4)
+    assert said == "The first 4 pictures, seed 0:" and head == "| true caption | ph2p | sgd |"
+    assert rows == [rf"| s{scene} | ph2p \| 0 | sgd \| 0 |" for scene in range(4)] and rule.count("---") == 3
+
+
 def test_a_picture_is_picked_by_its_own_prompt_and_not_by_anothers():
     """Drawn pictures in the place of renderings: the judge and a reader find nearly all, and no foreign ones."""
     targets = WorldTargets(count=24, seed=5, objects=None, split="test", image_size=(64, 64))
