@@ -140,16 +140,16 @@ class Runner:
                     continue
                 record = as_record(result)
                 record |= {"regret_own": own_regret(inverter, target, result)} if experiment.own_range else {}
-                record |= self.picked(cell, target, result, cfg) if experiment.picks else {}
+                record |= self.picked(cell, target, result) if experiment.picks else {}
                 trace = {name: [epoch[row] for epoch in rows] for name, rows in watch.trace.items()}
                 yield line | {"record": record} | ({"trace": trace} if experiment.trace else {})
 
-    def picked(self, cell: Cell, target: Target, result: InversionResult, cfg: Config) -> Line:
+    def picked(self, cell: Cell, target: Target, result: InversionResult) -> Line:
         """Whether the prompt alone picks its picture among others of the embedded world."""
         targets = targets_of(cell.world, Path(self.args.output))
         assert isinstance(targets, WorldTargets) and result.renderings is not None
         place = targets.ids.index(target.image_id)
-        return picks(targets, place, result.prompt, result.renderings.cpu(), Path(cfg.generator.path))
+        return picks(targets, place, result.prompt, result.renderings.cpu().float())
 
     def follow(self, inverter: Inverter, targets: list[Target], results: list[Any], watch: Watch) -> None:
         """Give the results their curves, where all of the batch have been found."""

@@ -161,13 +161,12 @@ def test_prompts_stand_side_by_side(made):
 def test_a_picture_is_picked_by_its_own_prompt_and_not_by_anothers():
     """Drawn pictures in the place of renderings: the judge and a reader find nearly all, and no foreign ones."""
     targets = WorldTargets(count=24, seed=5, objects=None, split="test", image_size=(64, 64))
-    weights = Path(load_config([]).generator.path)
     pictures = loaded(targets)
-    own = [picks(targets, k, p.caption, p.image[None], weights) for k, p in enumerate(pictures)]
+    own = [picks(targets, k, p.caption, p.image[None]) for k, p in enumerate(pictures)]
     assert np.mean([found["picked_by_judge"] for found in own]) > 0.85
     assert np.mean([found["picked_by_reader"] for found in own]) == 1
     other = [pictures[k - 1] for k in range(24)]
-    foreign = [picks(targets, k, p.caption, p.image[None], weights) for k, p in enumerate(other)]
+    foreign = [picks(targets, k, p.caption, p.image[None]) for k, p in enumerate(other)]
     assert max(np.mean([found[key] for found in foreign]) for key in foreign[0]) < 0.3
     for index in range(3):
         scene, rest = world.scene("test", index, 5), others(targets, index)
