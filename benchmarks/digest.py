@@ -136,7 +136,8 @@ def table(experiment: Experiment, lines: list[Line]) -> list[str]:
     measure = METRICS[experiment.measure or "regret"]
     heads = ["", *names, f"{measure.name} above {experiment.reference}"]
     rows = [heads, ["---"] * len(heads)]
-    for variant in dict.fromkeys(line["variant"] for line in lines):
+    there = {line["variant"] for line in lines}
+    for variant in [variant.label for variant in experiment.variants if variant.label in there]:
         cells = [variant]
         for key, _, statistic, show in columns:
             if key in REACHED:

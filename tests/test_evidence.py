@@ -77,7 +77,7 @@ def test_the_smallest_size_runs_and_continues(tmp_path):
     text = (folder / "evidence.md").read_text(encoding="utf-8")
     for experiment in experiments("smoke"):
         assert experiment.title in text and f"EXPERIMENT={experiment.name}\n" in text
-    assert "Not run" not in text and text.count("| ph2p_plus |") == 4
+    assert "Not run" not in text and text.count("\n| ph2p_plus |") == 4
     plots = sorted((folder / "evidence").glob("*.svg"))
     assert {"main", "main-curves", "timesteps-probes", "projection-trace", "length-sweeps"} <= {p.stem for p in plots}
     for plot in plots:
