@@ -1,6 +1,7 @@
 """The digest of an evidence run: docs/evidence.md with tables, bootstrap intervals, paired differences and plots."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -105,13 +106,13 @@ def plural(number: int, what: str) -> str:
 
 def by_scene(lines: Sequence[Line], variant: str, key: str) -> dict[str, float]:
     """A column's value of each scene where it is known: a metric's mean over the seeds, or what `OWN` makes of it."""
-    metric, over_seeds = OWN[key][2:] if key in OWN else (key, np.mean)
+    own = column(key)
     values: dict[str, list[float]] = {}
     for line in lines:
-        value = finite(line["record"].get(metric))
+        value = finite(line["record"].get(own.metric))
         if line["variant"] == variant and value is not None:
             values.setdefault(line["image_id"], []).append(value)
-    found = {scene: float(over_seeds(some)) for scene, some in values.items()}
+    found = {scene: float(own.over_seeds(some)) for scene, some in values.items()}
     return {scene: value for scene, value in found.items() if np.isfinite(value)}
 
 
@@ -131,20 +132,19 @@ def paired(lines: Sequence[Line], variant: str, reference: str, key: str = "regr
 
 def table(experiment: Experiment, lines: list[Line]) -> list[str]:
     """A table in Markdown: a row for each variant that has lines."""
-    columns = [(key, *describe(key)) for key in experiment.columns if key not in ON_DEMAND or anyone(lines, key)]
-    names = [name for name, _, _ in (column[1:] for column in columns)]
+    columns = {key: column(key) for key in experiment.columns if key not in ON_DEMAND or anyone(lines, key)}
     measure = METRICS[experiment.measure or "regret"]
-    heads = ["", *names, f"{measure.name} above {experiment.reference}"]
+    heads = ["", *(one.head for one in columns.values()), f"{measure.name} above {experiment.reference}"]
     rows = [heads, ["---"] * len(heads)]
     there = {line["variant"] for line in lines}
     for variant in [variant.label for variant in experiment.variants if variant.label in there]:
         cells = [variant]
-        for key, _, statistic, show in columns:
+        for key, one in columns.items():
             if key in REACHED:
                 cells.append(reached(lines, variant, key))
             else:
                 values = np.array(list(by_scene(lines, variant, key).values()))
-                cells.append(interval(values, statistic, show))
+                cells.append(interval(values, one.over_scenes, one.show))
         same = variant == experiment.reference
         cells.append(
             "" if same else interval(paired(lines, variant, experiment.reference, measure.key), np.mean, signed)
@@ -172,25 +172,35 @@ def _as_good(values: Sequence[float]) -> float:
     return float(np.mean([value <= 0 for value in values]))
 
 
-# Columns beside the table of metrics: head, how it is written, the number of a line that it is made from, and how a
-# scene's numbers of several seeds become one.
-OWN: dict[str, tuple[str, Show, str, Callable[[Sequence[float]], Any]]] = {
-    "regret_own": ("median regret on its own timesteps", signed, "regret_own", np.mean),
-    "as_good": ("as good as the true caption", percent, "regret", _as_good),
-    "spread": ("deviation over seeds", decimal, "regret", _deviation),
-    "picked_by_judge": ("picked of eight, by the judge", percent, "picked_by_judge", np.mean),
-    "picked_by_reader": ("picked of eight, by its words", percent, "picked_by_reader", np.mean),
+@dataclass(frozen=True)
+class Column:
+    """A column: its head, how scenes become one value, how that is written, and how it is made from the lines."""
+
+    head: str
+    over_scenes: Callable[..., Any]
+    show: Show
+    metric: str  # the number of a line
+    over_seeds: Callable[[Sequence[float]], Any] = np.mean  # how a scene's numbers become one
+
+
+# Columns beside the table of metrics.
+OWN = {
+    "regret_own": Column("median regret on its own timesteps", np.median, signed, "regret_own"),
+    "as_good": Column("as good as the true caption", np.mean, percent, "regret", _as_good),
+    "spread": Column("deviation over seeds", np.mean, decimal, "regret", _deviation),
+    "picked_by_judge": Column("picked of eight, by the judge", np.mean, percent, "picked_by_judge"),
+    "picked_by_reader": Column("picked of eight, by its words", np.mean, percent, "picked_by_reader"),
 }
 
 
-def describe(key: str) -> tuple[str, Callable[..., Any], Show]:
-    """A column's head, how scenes become one value, and how that is written."""
+def column(key: str) -> Column:
+    """The column of a key: one of `OWN`, or of the table of metrics."""
     if key in OWN:
-        head, show = OWN[key][:2]
-        return head, np.median if key == "regret_own" else np.mean, show
+        return OWN[key]
     metric = METRICS[key]
-    head = f"median {metric.name}" if metric.over == "median" else metric.name
-    return head, np.median if metric.over == "median" else np.mean, metric.show
+    median = metric.over == "median"
+    head = f"median {metric.name}" if median else metric.name
+    return Column(head, np.median if median else np.mean, metric.show, key)
 
 
 def interval(values: Values, statistic: Callable[..., Any], show: Show) -> str:
