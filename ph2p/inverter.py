@@ -18,7 +18,7 @@ from ph2p.evaluation.result import InversionResult
 from ph2p.inversion.batch import Batch
 from ph2p.inversion.captioning import Captioner, caption_tokens, make_captioner
 from ph2p.inversion.draws import restarted
-from ph2p.inversion.fluency import Fluency, make_fluency
+from ph2p.inversion.fluency import make_fluency
 from ph2p.inversion.halving import Halving, agreements, finishers
 from ph2p.inversion.history import CandidateHistory
 from ph2p.inversion.judge import Judge
@@ -26,6 +26,7 @@ from ph2p.inversion.meter import Meter
 from ph2p.inversion.module import PromptInversion
 from ph2p.inversion.moves import chosen_moves
 from ph2p.inversion.objectives import Objective, make_objective
+from ph2p.inversion.price import Price
 from ph2p.inversion.projection import DelayedProjection
 from ph2p.inversion.prompts import present
 from ph2p.inversion.search import Search
@@ -53,11 +54,11 @@ class Inverter:
     backbones: Backbones | None = None  # that judge what was found; None: those that the configuration names
 
     def __post_init__(self) -> None:
-        for make in (self._objective, self._rule, self._measurement, self._captioner, self._fluency):
-            make()  # what does not fit is said now
         method = self.cfg.method
-        chosen_moves(method.search.moves if method.search else {})
         self.vocabulary = self.generator.vocabulary.choosing(method.require, method.forbid)  # of the prompts
+        for make in (self._objective, self._rule, self._measurement, self._captioner, self._price):
+            make()  # what does not fit is said now
+        chosen_moves(method.search.moves if method.search else {})
 
     def __call__(
         self, targets: Sequence[Target], session: Session | None = None
@@ -210,7 +211,8 @@ class Inverter:
             if done := progress["losses"].shape[1] - 1:
                 session.report("searching", done, rounds)
 
-        search = Search(self.generator, batch.latents, batch.keys, method, self.cfg.seed, self.vocabulary)
+        given = batch.keys, method, self.cfg.seed, self.vocabulary, self._price()
+        search = Search(self.generator, batch.latents, *given)
         found, losses = search(known.token_ids, rounds, save, state, enough)
         batch.spend(meter.total())
         batch.search_curves = losses.tolist()
@@ -227,16 +229,17 @@ class Inverter:
 
         Both are by the image's row: the candidates, and what is wrong with the images that have none.
         """
-        method, rule, fluency = self.cfg.method, self._rule(), self._fluency()
+        method, rule, price = self.cfg.method, self._rule(), self._price()
         draws = batch.draws(self.cfg.seed, "validation", method.selection.draws, method.timesteps)
+        longest = method.search.max_length if method.search else self.generator.max_prompt_length
         found, failed = {}, {}
         for row in range(len(batch.ids)):
             meter, one = Meter(self.generator.counter), slice(row, row + 1)
             losses = losses_on(self.generator, batch.latents[one], draws[one])
-            validation = Validation(losses, method.word_price, fluency)
+            validation = Validation(losses, price)
             try:
                 ranked = rule(batch.features[row], self._candidates(batch, row, pool, validation))
-                found[row] = validation.ordered(ranked, method.selection.orders, self.vocabulary)
+                found[row] = validation.reworded(ranked, method.selection.rewordings, self.vocabulary, longest)
             except TargetError as error:
                 failed[row] = error
             batch.spend(meter.total(), row)
@@ -246,8 +249,8 @@ class Inverter:
     def _rule(self) -> Rule:
         return make_rule(self.generator, self.scorer, self.cfg)
 
-    def _fluency(self) -> Fluency | None:
-        return make_fluency(self.cfg.method, self.generator.device)
+    def _price(self) -> Price:
+        return Price(self.cfg.method.word_price, make_fluency(self.cfg.method, self.vocabulary))
 
     def _candidates(self, batch: Batch, row: int, pool: Pool, validation: Validation) -> list[Candidate]:
         """An image's candidates for the rule: its shortlist as the validation ranks it, or all that was visited where

@@ -14,7 +14,7 @@ import yaml
 from ph2p import cli
 from ph2p.applications.attention import NOWHERE, AttentionMaps, attention_maps, word_maps
 from ph2p.applications.distillation import Step, distil, shortest
-from ph2p.applications.evolution import clip_fitness, crossover, denoising_fitness, evolve, mutate, nearest_neighbours
+from ph2p.applications.evolution import clip_fitness, crossover, denoising_fitness, evolve, mutate
 from ph2p.applications.recording import recording
 from ph2p.applications.removal import Removal, Renderings, remove
 from ph2p.applications.request import APPLICATIONS
@@ -357,7 +357,7 @@ def test_a_child_has_its_tokens_from_both_parents():
 def test_a_mutation_is_a_near_allowed_token(generator):
     vocabulary = generator.vocabulary
     ids = tuple(vocabulary.allowed_ids[:5].tolist())
-    near = nearest_neighbours(vocabulary, ids, 3)
+    near = vocabulary.neighbours(torch.tensor(ids), 3).tolist()
     for token, row in zip(ids, near, strict=True):
         others = [i for i in vocabulary.allowed_ids.tolist() if i != token]
         far = (vocabulary.embeddings[others] - vocabulary.embeddings[token]).norm(dim=1)

@@ -496,7 +496,7 @@ def spent(method: MethodConfig) -> int:
         total += bought.rounds * (2 * search.draws + race)
     renderings = 2 * choice.finalists * choice.steps if choice.rule == "renderings" else 0
     relative, fluent = method.word_price > 0 or method.fluency > 0, method.fluency > 0
-    validated = (choice.shortlist + relative + fluent * choice.orders) * choice.draws if choice.validates else 0
+    validated = (choice.shortlist + relative + fluent * choice.rewordings) * choice.draws if choice.validates else 0
     return total + validated + renderings
 
 
@@ -505,7 +505,7 @@ def drawn_methods(option: str) -> Iterator[MethodConfig]:
     method, random = load_config([f"method={option}"]).method, np.random.default_rng(0)
     ranges = {"budget": (500, 9000), "draws": (1, 9), "steps": (1, 4), "restarts": (1, 4)}
     ranges |= {"judge_draws": (1, 9)} if method.judge_draws else {}
-    chosen = {"shortlist": (1, 20), "draws": (1, 20), "finalists": (1, 5), "orders": (0, 9)}
+    chosen = {"shortlist": (1, 20), "draws": (1, 20), "finalists": (1, 5), "rewordings": (0, 9)}
     searched = {"starts": (1, 20), "draws": (1, 4)}
 
     def drawn(some: dict[str, tuple[int, int]]) -> dict[str, int]:
@@ -513,7 +513,7 @@ def drawn_methods(option: str) -> Iterator[MethodConfig]:
 
     for _ in range(100):
         new = replace(method, **drawn(ranges), selection=replace(method.selection, **drawn(chosen)))
-        new.fluency = float(random.choice([0, 0.1]))
+        new.fluency, new.language_model = float(random.choice([0, 0.1])), "world"
         if method.search:
             new.search = replace(method.search, **drawn(searched), share=float(random.uniform(0.05, 0.95)))
         yield new

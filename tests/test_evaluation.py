@@ -161,6 +161,7 @@ ATTRIBUTES = [{"large", "big"}, {"red", "crimson"}, {"square", "box"}, {"left"}]
         ("RED, dog. Square!", 2, 1, 2),
         ("dog cat", 0, 2, 0),
         ("reds 7 squared", 0, 2, 0),
+        ("a photo of a dog, red background", 1, 1, 1),  # nor does what fits any picture
     ],
 )
 def test_word_precision_and_f1_are_those_of_counts(prompt, right, wrong, found):

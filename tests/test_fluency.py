@@ -1,5 +1,6 @@
-"""How prompts read: the language model's part in the choice of the winner and in the order of its words."""
+"""How prompts read: the language model's part in the choice of the winner and in its wording."""
 
+from collections import Counter
 from dataclasses import replace
 from itertools import permutations
 
@@ -9,10 +10,11 @@ import torch
 from ph2p.config.budget import plan
 from ph2p.config.compose import load_config
 from ph2p.errors import UserError
-from ph2p.inversion.fluency import Fluency
+from ph2p.inversion.fluency import BONUSES, Fluency, make_fluency, reworded
+from ph2p.inversion.price import Price
 from ph2p.inversion.selection import Candidate
-from ph2p.inversion.validation import EQUAL, Validation
-from ph2p.models.language import TrigramModel
+from ph2p.inversion.validation import Validation
+from ph2p.models.language import JOINING, TrigramModel
 
 SENTENCE = "a small red dog above a blue circle"
 FLUENCY = ["method.fluency=0.05", "method.language_model=world"]
@@ -38,87 +40,114 @@ def bags(generator, losses: dict[str, float], asked: list):
     return of
 
 
-# --- the language model's orders -----------------------------------------------------------------------------------
+# --- rewordings ----------------------------------------------------------------------------------------------------
 
 
-def test_of_all_orders_the_best_is_found(model):
-    words = ["dog", "red", "small", "a", "above"]
-    found = Fluency(1.0, model).orders(" ".join(words), 4)
-    every = sorted(" ".join(order) for order in permutations(words))
-    assert found[0] == min(every, key=lambda text: model.surprises([text])[0]) == "a small red dog above"
-    assert len(found) == 4 == len(set(found)) and all(sorted(text.split()) == sorted(words) for text in found)
-    (now,) = model.surprises([" ".join(words)])
-    assert max(model.surprises(found)) < now
-    assert Fluency(1.0, model).orders(found[0], 4) == []  # there is no better one
+def worth(model, text: str, words: list[str], bonus: float) -> float:
+    """What the beam search looks for, counted from the text itself."""
+    kept = sum((Counter(text.split()) & Counter(words)).values())
+    return model.surprises([text])[0] - bonus * kept
+
+
+@pytest.mark.parametrize("bonus", BONUSES)
+def test_the_best_rewording_of_all_is_found(model, bonus):
+    words, joining = ["dog", "red", "small"], ("a", "above")
+    pieces = [*words, *joining, *joining]
+    every = {" ".join(text) for size in range(1, 6) for text in permutations(pieces, size) if set(text) & set(words)}
+    best = min(sorted(every), key=lambda text: worth(model, text, words, bonus))
+    found = Fluency(1.0, model, joining).rewordings("dog red small", 8)
+    assert best in found[: len(BONUSES)] and len(found) == 8 == len(set(found))
+    for text in found:
+        rest = [word for word in text.split() if word not in joining]
+        assert not Counter(rest) - Counter(words) and text != "dog red small"
 
 
 def test_a_sentence_comes_back_from_its_shuffled_words(model):
     words = SENTENCE.split()
     for seed in range(3):
         order = torch.randperm(len(words), generator=torch.Generator().manual_seed(seed)).tolist()
-        assert Fluency(1.0, model).orders(" ".join(words[k] for k in order), 8)[0] == SENTENCE
+        assert SENTENCE in Fluency(1.0, model).rewordings(" ".join(words[k] for k in order), 8)
 
 
-def test_a_cost_is_the_surprise_of_a_word(model):
+def test_words_that_do_not_fit_are_left_out(model):
+    found = Fluency(1.0, model, ("a", "above")).rewordings("café circle blue dog red small blue", 8)
+    assert "a small red dog above a blue circle" in found and not any("café" in text for text in found[:2])
+
+
+def test_a_cost_is_the_weighted_surprise(model):
     texts = ["a red dog", "dog"]
-    expected = [0.5 * s / n for s, n in zip(model.surprises(texts), (3, 1), strict=True)]
-    assert Fluency(0.5, model).costs(texts) == pytest.approx(expected)
+    assert Fluency(0.5, model).costs(texts) == pytest.approx([0.5 * s for s in model.surprises(texts)])
+    assert Price(0.1, Fluency(0.5, model))([3, 1], texts) == pytest.approx(
+        [0.3 + 0.5 * model.surprises(texts)[0], 0.1 + 0.5 * model.surprises(texts)[1]]
+    )
+
+
+def test_rewordings_are_prompts_of_the_vocabulary(generator, model):
+    fluency = make_fluency(load_config(FLUENCY).method, generator.vocabulary)
+    allowed = {generator.vocabulary.decode([token]) for token in generator.vocabulary.allowed_ids.tolist()}
+    assert set(fluency.joining) == JOINING & allowed
+    text = "blue circle red dog small"
+    whole = reworded(fluency, generator.vocabulary, text, 8, 20)
+    short = reworded(fluency, generator.vocabulary, text, 8, 3)
+    assert whole and all(generator.vocabulary.repair(ids) == ids for ids in whole)
+    assert short == [ids for ids in whole if len(ids) <= 3] and reworded(None, generator.vocabulary, text, 8, 20) == []
+    needed = generator.vocabulary.choosing(["red"], [])
+    kept = reworded(fluency, needed, text, 8, 20)
+    assert kept == [ids for ids in whole if needed.required_ids.item() in ids] and kept
 
 
 # --- the winner ----------------------------------------------------------------------------------------------------
 
 
-def test_of_equally_good_prompts_the_fluent_one_wins(generator, model):
+def test_fluency_decides_by_what_it_is_worth(generator, model):
     texts = ["dog red small", "a red square", "blue café"]
     given = candidates_of(generator, *texts)
-    for loss, first in ((0.5, texts[1]), (0.5 + 0.9 * EQUAL / 2, texts[1]), (0.5 + 1.1 * EQUAL / 2, texts[0])):
+    surprise = model.surprises(texts)
+    weight, gain = 0.001, 0.5  # no words: 1; the best: 0.5
+    even = 0.5 + weight * gain * (surprise[0] - surprise[1])  # where both cost the same
+    for loss, first in ((0.5, texts[1]), (even - 1e-6, texts[1]), (even + 1e-6, texts[0])):
         losses = bags(generator, {texts[0]: 0.5, texts[1]: loss, texts[2]: 0.9}, [])
-        ranked = Validation(losses, fluency=Fluency(1.0, model)).ranked(given)
+        ranked = Validation(losses, Price(fluency=Fluency(weight, model))).ranked(given)
         assert ranked[0].text == first and ranked[2].text == texts[2]
         assert {c.text: c.loss for c in ranked} == {texts[0]: 0.5, texts[1]: loss, texts[2]: 0.9}
         assert Validation(losses).ranked(given)[0].text == texts[0]
-    slight = Fluency(1e-4, model)  # the dial: what little fluency is worth does not pay for this loss
-    losses = bags(generator, {texts[0]: 0.5, texts[1]: 0.51, texts[2]: 0.9}, [])
-    assert Validation(losses, fluency=slight).ranked(given)[0].text == texts[0]
 
 
 def test_the_dial_means_the_same_on_a_model_of_other_losses(generator, model):
     given = candidates_of(generator, "dog red small", "a red square")
+    found = []
     for scale in (1e-3, 1.0, 1e3):
 
         def losses(prompts, scale=scale):
             return [scale * {0: 1.0}.get(len(p), 0.5 if tuple(p) == given[0].token_ids else 0.51) for p in prompts]
 
-        winners = [
-            Validation(losses, fluency=Fluency(w, model)).ranked(given)[0].text for w in (0.001, 0.006, 0.01, 1.0)
-        ]
-        if scale == 1e-3:
-            first = winners
-        assert winners == first and len(set(winners)) == 2
+        prices = [Price(fluency=Fluency(weight, model)) for weight in (1e-4, 1e-3, 1e-2, 1.0)]
+        found.append([Validation(losses, price).ranked(given)[0].text for price in prices])
+    assert found[0] == found[1] == found[2] and len(set(found[0])) == 2
 
 
 def test_where_order_does_not_matter_the_language_model_orders_the_words(generator, model):
     shuffled, other = "blue red above small dog", "blue café"
     asked: list = []
     losses = bags(generator, {shuffled: 0.4, other: 0.6}, asked)
-    validation = Validation(losses, fluency=Fluency(0.05, model))
+    validation = Validation(losses, Price(fluency=Fluency(0.005, model)))
     ranked = validation.ranked(candidates_of(generator, shuffled, other))
     assert len(asked) == 3 and asked[-1] == ()
-    ordered = validation.ordered(ranked, 6, generator.vocabulary)
-    assert [c.text for c in ordered] == ["small red dog above blue", shuffled, other]
-    assert ordered[0].token_ids == tuple(generator.vocabulary.encode(ordered[0].text)) and ordered[0].epoch == 3
+    found = validation.reworded(ranked, 6, generator.vocabulary, 20)
+    assert [c.text for c in found] == ["small red dog above blue", shuffled, other]
+    assert found[0].token_ids == tuple(generator.vocabulary.encode(found[0].text)) and found[0].epoch == 3
     assert len(asked) == 3 + 6
-    assert Validation(losses).ordered(ranked, 6, generator.vocabulary) == ranked
+    assert Validation(losses).reworded(ranked, 6, generator.vocabulary, 20) == ranked
 
 
 def test_where_order_matters_the_loss_decides(generator, model):
     (given,) = candidates_of(generator, "dog red above small blue")
 
     def losses(prompts):
-        return [1.0 if not prompt else 0.4 if tuple(prompt) == given.token_ids else 0.4 + EQUAL for prompt in prompts]
+        return [1.0 if not prompt else 0.4 if tuple(prompt) == given.token_ids else 0.6 for prompt in prompts]
 
-    validation = Validation(losses, fluency=Fluency(1.0, model))
-    assert validation.ordered(validation.ranked([given]), 8, generator.vocabulary) == [
+    validation = Validation(losses, Price(fluency=Fluency(0.001, model)))
+    assert validation.reworded(validation.ranked([given]), 8, generator.vocabulary, 20) == [
         replace(given, loss=0.4, gap_closed=0.6)
     ]
 
@@ -129,10 +158,10 @@ def test_what_has_no_finite_loss_never_wins(generator, model):
     def losses(prompts):
         return [{0: 1.0}.get(len(p), 0.5 if tuple(p) == given[0].token_ids else torch.inf) for p in prompts]
 
-    validation = Validation(losses, fluency=Fluency(1.0, model))
+    validation = Validation(losses, Price(fluency=Fluency(1.0, model)))
     ranked = validation.ranked(given)
     assert [c.text for c in ranked] == ["dog red small"]
-    assert validation.ordered(ranked, 4, generator.vocabulary)[0].text == "dog red small"
+    assert validation.reworded(ranked, 4, generator.vocabulary, 20)[0].text == "dog red small"
 
 
 # --- whole inversions ----------------------------------------------------------------------------------------------
@@ -144,30 +173,29 @@ def test_the_dial_at_0_changes_nothing_and_its_cost_is_planned(inverter_of, targ
     inverter = inverter_of(*words, *FLUENCY)
     choice = inverter.cfg.method.selection
     results = inverter(targets)
-    assert plan(replace(inverter.cfg.method, budget=(6 + 1 + choice.orders) * choice.draws))
+    assert plan(replace(inverter.cfg.method, budget=(6 + 1 + choice.rewordings) * choice.draws))
     with pytest.raises(UserError, match=r"^method\.budget="):
-        plan(replace(inverter.cfg.method, budget=(6 + 1 + choice.orders) * choice.draws - 1))
+        plan(replace(inverter.cfg.method, budget=(6 + 1 + choice.rewordings) * choice.draws - 1))
     for old, same, new in zip(plain, silent, results, strict=True):
         assert (old.prompt, old.loss, old.forward_samples) == (same.prompt, same.loss, same.forward_samples)
         assert old.forward_samples == 6 * choice.draws and len(old.candidates) == 6
-        assert new.forward_samples <= (6 + 1 + choice.orders) * choice.draws
+        assert new.forward_samples <= (6 + 1 + choice.rewordings) * choice.draws
         assert inverter.generator.vocabulary.encode(new.prompt) == new.token_ids
         alone = inverter([next(t for t in targets if t.image_id == new.image_id)])[0]
         assert (alone.prompt, alone.forward_samples) == (new.prompt, new.forward_samples)
-    assert any(new.forward_samples == (6 + 1 + choice.orders) * choice.draws for new in results)
+    assert any(new.forward_samples == (6 + 1 + choice.rewordings) * choice.draws for new in results)
 
 
 @pytest.mark.parametrize(
     ("words", "line"),
     [
         (["method.fluency=-1"], r"method\.fluency=-1\.0: give a number of at least 0"),
-        (["method.fluency=0.1"], r"method\.language_model=None: method\.fluency needs it: give a folder or hub id"),
         (
-            ["method.selection.rule=clip_text", *FLUENCY],
+            ["method=ph2p", "method.selection.rule=clip_text", *FLUENCY],
             r"method\.fluency=0\.05: give 0, or another method\.selection\.rule than clip_text",
         ),
         (["method=caption", *FLUENCY], r"method\.fluency=0\.05: give 0: captions stay as written"),
-        (["method.selection.orders=-1"], r"method\.selection\.orders=-1: give a whole number of at least 0"),
+        (["method.selection.rewordings=-1"], r"method\.selection\.rewordings=-1: give a whole number of at least 0"),
     ],
 )
 def test_what_does_not_fit_is_one_line(words, line):

@@ -12,6 +12,7 @@ from ph2p.errors import UserError
 from ph2p.inversion.draws import make_draws
 from ph2p.inversion.moves import MOVES, Position
 from ph2p.inversion.objectives import DenoisingObjective, candidate_losses
+from ph2p.inversion.price import Price
 from ph2p.inversion.prompts import ABSENT, lengths, padded, present, prompt_losses, stacked
 from ph2p.inversion.racing import Stage, race
 from ph2p.inversion.search import Search, swap_scores
@@ -81,7 +82,7 @@ def test_a_race_of_one_stage_finds_the_lowest_loss_with_its_price(generator, lat
     prompts = prompts_of(generator, 6, 5, 4, 3, 2, 1)
     losses = prompt_losses(generator, latents, prompts, draws)
     for price in (0.0, 0.05, 10.0):
-        outcome = race(generator, latents, prompts, draws, [Stage(6, 4)], torch.full((3,), price))
+        outcome = race(generator, latents, prompts, draws, [Stage(6, 4)], price * lengths(prompts))
         expected = (losses + price * lengths(prompts)).argmin(1)
         assert torch.equal(outcome.winner, expected)
         torch.testing.assert_close(outcome.loss, losses.gather(1, expected[:, None])[:, 0])
@@ -92,7 +93,7 @@ def test_a_race_of_one_stage_finds_the_lowest_loss_with_its_price(generator, lat
 def test_a_race_costs_its_stages_and_keeps_the_first(generator, latents, draws):
     prompts, stages = prompts_of(generator, 3, 3, 3, 3, 3, 3), [Stage(6, 1), Stage(3, 1), Stage(2, 2)]
     before = generator.counter.read().forward
-    outcome = race(generator, latents, prompts, draws, stages, torch.zeros(3))
+    outcome = race(generator, latents, prompts, draws, stages, torch.zeros(prompts.shape[:2]))
     search = SearchConfig(race=[[6, 1], [3, 1], [2, 2]], draws=2)
     assert generator.counter.read().forward - before == 3 * race_cost(search, 6)
     first = prompt_losses(generator, latents, prompts[:, :1], draws)[:, 0]
@@ -104,8 +105,8 @@ def test_what_has_no_finite_loss_loses_and_ends_nothing(generator, latents, draw
     prompts, broken = prompts_of(generator, 3, 3, 3, 3), latents.clone()
     broken[1] = torch.nan
     stages = [Stage(4, 1), Stage(2, 3)]
-    whole = race(generator, latents, prompts, draws, stages, torch.zeros(3))
-    outcome = race(generator, broken, prompts, draws, stages, torch.zeros(3))
+    whole = race(generator, latents, prompts, draws, stages, torch.zeros(prompts.shape[:2]))
+    outcome = race(generator, broken, prompts, draws, stages, torch.zeros(prompts.shape[:2]))
     assert torch.equal(outcome.winner[[0, 2]], whole.winner[[0, 2]])
     assert outcome.winner[1] == 0 and not outcome.loss[1].isfinite()
 
@@ -118,7 +119,16 @@ def position():
     random = torch.Generator().manual_seed(1)
     allowed, scores = torch.arange(10, 30), torch.rand(3, 20, generator=random)
     scores[range(3), range(3)] = torch.inf  # no swap for itself
-    return Position(torch.tensor([10, 11, 12]), scores, allowed, torch.tensor([28, 29]), (1, 5), random)
+    return Position(
+        torch.tensor([10, 11, 12]),
+        scores,
+        allowed,
+        [torch.tensor([28, 29])],
+        torch.tensor([[11, 13], [10, 14], [15, 16]]),
+        (1, 5),
+        random,
+        reworded=lambda tokens, count: [tokens[[2, 0, *range(3, len(tokens))]], torch.arange(10, 17)],
+    )
 
 
 @pytest.mark.parametrize("name", MOVES)
@@ -128,14 +138,15 @@ def test_moves_change_what_their_names_say(position, name):
     assert 1 <= len(found) <= 2 and position.prompt.tolist() == before
     for after in found:
         assert set(after) <= set(position.allowed.tolist())
-        assert len(after) - 3 == {"insert": 1, "delete": -1}.get(name, 0)
+        longer = {"insert": [1], "delete": [-1], "reword": [-1, 0], "splice": [2]}
+        assert len(after) - 3 in longer.get(name, [0])
         if name in ("exchange", "shift"):
             assert sorted(after) == before and after != before
-        if name in ("swap", "random", "borrow"):
+        if name in ("swap", "random", "borrow", "neighbour"):
             assert sum(a != b for a, b in zip(after, before, strict=True)) <= 1
         if name == "double":
             assert sum(a != b for a, b in zip(after, before, strict=True)) == 2
-        if name == "borrow":
+        if name in ("borrow", "splice"):
             assert set(after) & {28, 29}
 
 
@@ -190,7 +201,7 @@ def test_a_search_improves_and_costs_at_most_its_budget(generator, latents, draw
 def test_a_price_makes_prompts_shorter(generator, latents, method):
     starts = prompts_of(generator, 6)
     free, _ = Search(generator, latents, KEYS, method, 0)(starts, 6)
-    dear, _ = Search(generator, latents, KEYS, replace(method, word_price=0.9), 0)(starts, 6)
+    dear, _ = Search(generator, latents, KEYS, method, 0, price=Price(0.9))(starts, 6)
     assert lengths(dear[:, -1]).sum() < lengths(free[:, -1]).sum()
     assert (lengths(dear[:, -1]) >= 1).all()
 

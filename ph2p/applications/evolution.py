@@ -149,23 +149,12 @@ def crossover(one: Ids, other: Ids, chance: torch.Generator) -> Ids:
 
 def mutate(vocabulary: Vocabulary, ids: Ids, rate: float, neighbours: int, chance: torch.Generator) -> Ids:
     """The prompt with each token, by the chance `rate`, replaced by one of its nearest allowed `neighbours`."""
-    near = nearest_neighbours(vocabulary, ids, neighbours)
+    near = vocabulary.neighbours(vocabulary.allowed_ids.new_tensor(list(ids)), neighbours).tolist()
     coins = torch.rand(len(ids), generator=chance).tolist()
     picks = torch.randint(len(near[0]), (len(ids),), generator=chance).tolist()
     return tuple(
         token if coin >= rate else row[pick] for token, coin, pick, row in zip(ids, coins, picks, near, strict=True)
     )
-
-
-def nearest_neighbours(vocabulary: Vocabulary, ids: Sequence[int], count: int) -> list[list[int]]:
-    """Of each token the up to `count` other allowed tokens whose embeddings are nearest, nearest first."""
-    allowed = vocabulary.allowed_ids
-    tokens = torch.tensor(list(ids), device=allowed.device)
-    distances = torch.cdist(vocabulary.embed(tokens), vocabulary.embed(allowed))  # (M, A)
-    distances = distances.masked_fill(allowed == tokens[:, None], torch.inf)
-    order = distances.argsort(dim=1, stable=True)[:, : min(count, len(allowed) - 1)]
-    rows: list[list[int]] = allowed[order].tolist()
-    return rows
 
 
 # --- what suits a picture -----------------------------------------------------------------------------------------

@@ -19,8 +19,8 @@ def plan(method: MethodConfig) -> Plan:
     """Divide a method's budget between optimisation, search and selection.
 
     The selection costs shortlist x draws forward samples, draws more for no words where words have a price or fluency
-    counts, orders x draws where that does, and finalists x steps x 2 for the renderings of the rule "renderings" (twice
-    for the guidance); the rule "released" costs shortlist x steps x 2 alone, "clip_text" nothing.
+    counts, rewordings x draws where that does, and finalists x steps x 2 for the renderings of the rule "renderings"
+    (twice for the guidance); the rule "released" costs shortlist x steps x 2 alone, "clip_text" nothing.
     An evaluation of the objective costs N forward and N backward samples a restart, judging the start or one of an
     epoch's projections `judge_draws` forward samples a restart; after half the epochs only `kept_starts` of them go on.
     A CLIP evaluation is charged like one of the denoiser, so that methods of the same budget take as many steps.
@@ -73,9 +73,9 @@ def _row_cost(method: MethodConfig) -> int:
 
 
 def _scored(method: MethodConfig) -> int:
-    """Prompts of an image that the selection scores at most: the shortlist, no words, and orders of the winner's."""
-    relative = method.word_price > 0 or method.fluency > 0
-    return method.selection.shortlist + relative + (method.selection.orders if method.fluency else 0)
+    """Prompts of an image that the selection scores at most: the shortlist, no words, and rewordings of the winner."""
+    relative = method.word_price > 0 or method.fluent
+    return method.selection.shortlist + relative + (method.selection.rewordings if method.fluent else 0)
 
 
 def race_cost(search: SearchConfig, candidates: int) -> int:

@@ -7,7 +7,19 @@ from typing import Any
 from ph2p.config import checks
 
 STARTS = ("random", "retrieval", "caption")  # what `method.init` may be beside a text
-MOVES = {"delete": 8, "insert": 8, "borrow": 4, "exchange": 2, "shift": 2, "double": 2, "random": 2, "swap": 64}
+MOVES = {
+    "delete": 6,
+    "insert": 6,
+    "reword": 6,
+    "splice": 6,
+    "borrow": 4,
+    "exchange": 2,
+    "shift": 2,
+    "double": 2,
+    "neighbour": 12,
+    "random": 2,
+    "swap": 64,
+}
 
 
 @dataclass
@@ -45,12 +57,12 @@ class SelectionConfig:
     finalists: int = 3  # at most; best of the shortlist that are rendered and ranked by CLIP image similarity
     margin: float = 0.02  # a finalist's loss exceeds the best one's by this part of it at most; CLIP decides among them
     steps: int = 15  # denoising steps of those renderings
-    orders: int = 8  # of the winner's words that the language model proposes, scored where method.fluency > 0
+    rewordings: int = 8  # of the winner that the language model proposes, scored where method.fluency > 0
 
     def __post_init__(self) -> None:
         checks.require_finite("method.selection.margin", self.margin)
         checks.require_whole(self, "method.selection.", ("shortlist", "draws", "finalists", "steps"))
-        checks.require_whole(self, "method.selection.", ("orders",), 0)
+        checks.require_whole(self, "method.selection.", ("rewordings",), 0)
 
     @property
     def validates(self) -> bool:
@@ -81,8 +93,8 @@ class MethodConfig:
     microbatch: Any = "auto"  # denoiser rows at once; auto: all, and half as many whenever memory runs out
     snap: bool = True  # the next epoch starts from the projected embeddings
     word_price: float = 0.0  # what a token must bring to stay, as a part of all that a prompt gains over no words
-    fluency: float = 0.0  # what a nat of surprise a word costs, as a part of that gain, among equally good prompts
-    language_model: str | None = None  # of fluency: folder or hub id of a causal model; world: the drawn scenes' own
+    fluency: float = 0.0  # what a nat of a language model's surprise at the prompt costs, as a part of that gain
+    language_model: str | None = None  # of fluency, 0 without: folder or hub id of a causal model; world: drawn scenes'
     straight_through: bool = False  # project at every evaluation, gradient to the continuous prompt
     projection: str = "euclid"  # the nearest token by Euclidean distance; cosine: by the angle alone
     units: str = "deviation"  # of the optimiser's rates and lengths: the vocabulary's spread; embedding: none, as it is
@@ -123,6 +135,11 @@ class MethodConfig:
         self._check_projection()
 
     @property
+    def fluent(self) -> bool:
+        """Whether a language model says how prompts read."""
+        return self.fluency > 0 and self.language_model is not None
+
+    @property
     def written(self) -> bool:
         """Whether prompts are captions that nothing changes: they may hold any word."""
         return self.init == "caption" and self.optimizer is None and self.search is None
@@ -144,10 +161,8 @@ class MethodConfig:
 
     def _check_fluency(self) -> None:
         checks.require_finite("method.fluency", self.fluency)
-        needs = "method.fluency needs it: give a folder or hub id of a causal language model, or world"
-        checks.require(not self.fluency or bool(self.language_model), *self._of("language_model"), needs)
         checks.require(not (self.fluency and self.written), *self._of("fluency"), "give 0: captions stay as written")
-        fits = not self.fluency or self.selection.validates
+        fits = not self.fluency or self.selection.validates or self.search is not None
         wanted = f"give 0, or another method.selection.rule than {self.selection.rule}, which takes no losses"
         checks.require(fits, *self._of("fluency"), wanted)
 

@@ -9,7 +9,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from ph2p.evaluation.metrics import Measured, gap_closed
-from ph2p.evaluation.wording import FILLERS, whole_words, words_of
+from ph2p.evaluation.wording import whole_words, words_of
+from ph2p.models.language import FILLERS
 
 REPEATED = 3  # times one word in a prompt
 JUNK = 0.5  # part of a prompt's pieces that are no words

@@ -169,7 +169,8 @@ TABLE = (
            ("card", "total", "benchmark")),
     Metric("word_precision", "words right", "", "higher",
            lambda r: word_precision(r.prompt, r.words) if r.words else None, percent,
-           "Part of the prompt’s words that name a true attribute; articles and the like count neither way.",  # noqa: RUF001
+           "Part of the prompt’s words that name a true attribute; words such as “the” or “background” "  # noqa: RUF001
+           "count neither way.",
            ("card",)),
     Metric("word_f1", "words F1", "F measure", "higher", lambda r: word_f1(r.prompt, r.words) if r.words else None,
            decimal, "Harmonic mean of words found and words right.", ("benchmark",)),

@@ -5,14 +5,23 @@ import re
 from collections.abc import Callable, Collection, Sequence
 
 from ph2p.errors import UserError
+from ph2p.models.language import FILLERS
 
 WORD = re.compile(r"[^\W\d_]+")
-# Words that only join others: they are neither right nor wrong about a picture.
-FILLERS = frozenset(
-    [
-        *("a", "an", "the", "this", "that", "these", "those", "it", "its", "there", "is", "are", "be"),
-        *("and", "or", "as", "of", "in", "on", "at", "to", "by", "for", "from", "with", "against"),
-    ]
+# Words that fit any picture: in "a photo with a brown background" it is "brown" that is right or wrong.
+ANY_PICTURE = frozenset(
+    (
+        "background",
+        "backdrop",
+        "picture",
+        "image",
+        "photo",
+        "drawing",
+        "painting",
+        "sketch",
+        "illustration",
+        "rendering",
+    )
 )
 SHORT = FILLERS | {"i", "me", "my", "we", "us", "he", "go", "no", "so", "up", "do", "if", "am", "ox"}  # yet words
 Attributes = Sequence[Collection[str]]  # for each true attribute the set of words that name it
@@ -32,10 +41,11 @@ def word_recall(prompt: str, attributes: Attributes) -> float:
 def word_precision(prompt: str, attributes: Attributes) -> float:
     """Part of the prompt's words that name a true attribute: in [0, 1], nan for a prompt without words.
 
-    Each occurrence counts. Words that only join others (`FILLERS`) count neither way, unless they name one.
+    Each occurrence counts. Words that only join others (`FILLERS`) and words that fit any picture (`ANY_PICTURE`) count
+    neither way, unless they name one.
     """
     true = {word for synonyms in attributes for word in synonyms}
-    said = [word for word in words_of(prompt) if word in true or word not in FILLERS]
+    said = [word for word in words_of(prompt) if word in true or word not in FILLERS | ANY_PICTURE]
     return sum(word in true for word in said) / len(said) if said else math.nan
 
 

@@ -1,87 +1,91 @@
-"""How prompts read: what a language model says of them, and the orders of their words that it likes."""
+"""How prompts read: what a language model says of them, and how it would put their words."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import chain, zip_longest
+from typing import NamedTuple
 
 import torch
 
 from ph2p.config.method import MethodConfig
 from ph2p.data.world import training_captions
 from ph2p.models.judges import load_language_model
-from ph2p.models.language import LanguageModel, TrigramModel
+from ph2p.models.language import JOINING, LanguageModel, TrigramModel
+from ph2p.models.vocabulary import Vocabulary
 
 CAPTIONS = 2000  # of the embedded world, from which its trigram model is learnt
-BEAM = 8  # beginnings that are kept as an order is built word by word
+BEAM = 8  # beginnings that are kept as a rewording is built word by word
+BONUSES = (4.0, 7.0)  # nats: what a word of the text is worth to a rewording
+JOINED = 6  # joining words at most, if it keeps all others
 
 
 @dataclass(frozen=True)
 class Fluency:
-    """What a prompt pays for reading badly: `weight` a nat of surprise a word, as a part of what prompts gain."""
+    """What a prompt pays for reading badly: `weight` a nat of surprise, as a part of what prompts gain."""
 
     weight: float
     model: LanguageModel
+    joining: tuple[str, ...] = ()  # words that it may put between others
 
     def costs(self, texts: Sequence[str]) -> list[float]:
-        """weight x -log p(text) / number of words, of each text."""
-        surprises = self.model.surprises(texts)
-        return [self.weight * s / max(1, len(text.split())) for text, s in zip(texts, surprises, strict=True)]
+        """weight x -log p(text), of each text."""
+        return [self.weight * surprise for surprise in self.model.surprises(texts)]
 
-    def orders(self, text: str, count: int) -> list[str]:
-        """At most `count` other orders of a text's words that the language model likes better, the best first.
+    def rewordings(self, text: str, count: int) -> list[str]:
+        """At most `count` other texts that read well: some of a text's words, each at most as often as there, in any
+        order, and words that join them.
 
-        Half of them are built from nothing by beam search, half differ from the text by one move: a word goes to
-        another place, or two change places. The first read best, the second change least of what the model reads.
+        A beam search over beginnings looks for the least -log p - bonus x words kept, with one bonus after another: a
+        small one leaves out what does not fit, a large one keeps nearly all.
         """
-        (now,) = self.model.surprises([text])
-        kinds = [self._best(found, now) for found in (self._built(text.split()), set(_moved(text.split())))]
+        kinds = [self._reworded(text.split(), bonus, count) for bonus in BONUSES]
         turns = chain.from_iterable(zip_longest(*kinds))
-        return list(dict.fromkeys(order for order in turns if order))[:count]
+        return [other for other in dict.fromkeys(turns) if other and other != text][:count]
 
-    def _best(self, texts: set[str], now: float) -> list[str]:
-        """Those that surprise less than `now`, the least surprising first."""
-        ordered = sorted(texts)  # of equal ones the first by its letters, whatever the set's own order
-        surprises = self.model.surprises(ordered)
-        better = [(s, order) for s, order in zip(surprises, ordered, strict=True) if s < now]
-        return [order for _, order in sorted(better)]
-
-    def _built(self, words: Sequence[str]) -> set[str]:
-        """The `BEAM` orders that a beam search over beginnings ends with."""
-        beam: list[tuple[str, ...]] = [()]
-        for _ in words:
-            longer = {(*begun, word) for begun in beam for word in _left(words, begun)}
-            ordered = sorted(longer)
-            surprises = self.model.surprises([" ".join(begun) for begun in ordered], ended=False)
-            ranked = sorted(zip(surprises, ordered, strict=True))
+    def _reworded(self, words: Sequence[str], bonus: float, count: int) -> list[str]:
+        """The texts, the best first, that a beam search with one bonus ends with."""
+        beam, found = [Beginning((), tuple(sorted(words)), 0.0)], dict[str, float]()
+        for _ in range(len(words) + JOINED):
+            longer = sorted({longer for begun in beam for longer in begun.longer(self.joining, bonus)})
+            texts = [" ".join(begun.said) for begun in longer]
+            open_ones, ended = (self.model.surprises(texts, ended=ended) for ended in (False, True))
+            found |= {text: surprise - begun.won for text, surprise, begun in zip(texts, ended, longer, strict=True)}
+            ranked = sorted((s - begun.won, begun) for s, begun in zip(open_ones, longer, strict=True))
             beam = [begun for _, begun in ranked[:BEAM]]
-        return {" ".join(order) for order in beam}
+        return sorted(found, key=found.__getitem__)[:count]
 
 
-def _left(words: Sequence[str], begun: Sequence[str]) -> list[str]:
-    """The words that a beginning has not used."""
-    left = list(words)
-    for word in begun:
-        left.remove(word)
-    return left
+class Beginning(NamedTuple):
+    """The beginning of a rewording: what it says, the words left to say, the bonus of those that it has kept."""
+
+    said: tuple[str, ...]
+    left: tuple[str, ...]
+    won: float
+
+    def longer(self, joining: Sequence[str], bonus: float) -> Iterator["Beginning"]:
+        """With each word that is left, and with each joining one."""
+        for word in sorted(set(self.left)):
+            left = list(self.left)
+            left.remove(word)
+            yield Beginning((*self.said, word), tuple(left), self.won + bonus)
+        for word in joining:
+            if word not in self.left and word not in self.said[-1:]:
+                yield Beginning((*self.said, word), self.left, self.won)
 
 
-def _moved(words: Sequence[str]) -> Iterator[str]:
-    """Every order that one move makes."""
-    for i in range(len(words)):
-        for j in range(len(words)):
-            rest = [*words[:i], *words[i + 1 :]]
-            yield " ".join([*rest[:j], words[i], *rest[j:]])
-            swapped = list(words)
-            swapped[i], swapped[j] = swapped[j], swapped[i]
-            yield " ".join(swapped)
+def reworded(fluency: Fluency | None, vocabulary: Vocabulary, text: str, count: int, longest: int) -> list[list[int]]:
+    """The tokens of at most `count` rewordings that are prompts of the vocabulary, of at most `longest` tokens."""
+    read = [vocabulary.encode(other) for other in (fluency.rewordings(text, count) if fluency else [])]
+    return [ids for ids in read if len(ids) <= longest and vocabulary.repair(ids) == ids]
 
 
-def make_fluency(method: MethodConfig, device: torch.device) -> Fluency | None:
+def make_fluency(method: MethodConfig, vocabulary: Vocabulary) -> Fluency | None:
     """What `method.fluency` and `method.language_model` name; raises UserError for a model that cannot be loaded."""
-    if not method.fluency or not method.language_model:
+    if not method.language_model or not method.fluency:
         return None
-    return Fluency(method.fluency, load_language(method.language_model, device, "method.language_model"))
+    model = load_language(method.language_model, vocabulary.allowed_ids.device, "method.language_model")
+    return Fluency(method.fluency, model, vocabulary.single(sorted(JOINING)))
 
 
 def load_language(name: str, device: torch.device, key: str) -> LanguageModel:

@@ -23,16 +23,24 @@ class Position:
     prompt: Tensor  # (M,) token ids
     scores: Tensor  # (M, A), first-order change of the loss by every swap
     allowed: Tensor  # (A,) token ids
-    known: Tensor  # (W,) token ids of other good prompts of the image, often ones several times
+    others: Sequence[Tensor]  # (M',) token ids each: other good prompts of the image
+    neighbours: Tensor  # (M, W) token ids, of each token the nearest other allowed ones
     bounds: tuple[int, int]  # on M
     chance: torch.Generator  # on the CPU
     required: frozenset[int] = frozenset()  # token ids of which one must stay in the prompt
+    # What a language model makes of some of the given tokens: at most so many prompts, for `reword`.
+    reworded: Callable[[Tensor, int], list[Tensor]] = lambda tokens, count: []
 
     @cached_property
     def free(self) -> list[int]:
         """The places whose token may go: all but the first one of every required token."""
         ids = self.prompt.tolist()
         return [place for place, token in enumerate(ids) if token not in self.required or token in ids[:place]]
+
+    @cached_property
+    def known(self) -> Tensor:
+        """(W,) token ids of the other prompts, often ones several times."""
+        return torch.cat(list(self.others))
 
     def shuffled(self, places: Sequence[int], count: int) -> list[int]:
         """Up to `count` different ones of some places, at random."""
@@ -45,6 +53,11 @@ class Position:
     def numbers(self, count: int, below: int) -> list[int]:
         """`count` random whole numbers in [0, below)."""
         return torch.randint(below, (count,), generator=self.chance).tolist() if below else []
+
+    def new(self, count: int) -> Tensor:
+        """Tokens (count,) to put in: half of them those that do best as swaps, half of other good prompts."""
+        best = self.allowed[self.scores.amin(0).argsort()[: count - count // 2]]
+        return torch.cat([best, self.known[self.numbers(count // 2, len(self.known))]])
 
     def swapped(self, place: int, token: Tensor) -> Tensor:
         """The prompt with another token in one place."""
@@ -86,10 +99,32 @@ def insert(at: Position, count: int) -> list[Tensor]:
     """One token more, in random places: half of them tokens that do best as swaps, half of other good prompts."""
     if len(at.prompt) >= at.bounds[1]:
         return []
-    best = at.allowed[at.scores.amin(0).argsort()[: count - count // 2]]
-    tokens = torch.cat([best, at.known[at.numbers(count // 2, len(at.known))]])
+    tokens = at.new(count)
     places = at.numbers(len(tokens), len(at.prompt) + 1)
     return [torch.cat([at.prompt[:k], token[None], at.prompt[k:]]) for k, token in zip(places, tokens, strict=True)]
+
+
+def reword(at: Position, count: int) -> list[Tensor]:
+    """Some of the words, and words that join them, as a language model would put them (`fluency.py`).
+
+    In half of them there is a token more, one that does well as a swap or one of another good prompt.
+    """
+    found, extra = at.reworded(at.prompt, count - count // 2), at.new(count // 2)
+    for token in extra:
+        some = at.reworded(torch.cat([at.prompt, token[None]]), count)
+        found += [prompt for prompt in some if token in prompt][:1]
+    return [prompt for prompt in found if at.bounds[0] <= len(prompt) <= at.bounds[1]]
+
+
+def splice(at: Position, count: int) -> list[Tensor]:
+    """Two or three tokens that stand together in another good prompt, in a random place: `purple background`, say."""
+    found, room = [], at.bounds[1] - len(at.prompt)
+    for one in at.numbers(count if room >= 2 else 0, len(at.others)):
+        other, size = at.others[one], 2 + at.numbers(1, min(2, room - 1))[0]
+        if len(other) >= size:
+            (begin,), (place,) = at.numbers(1, len(other) - size + 1), at.numbers(1, len(at.prompt) + 1)
+            found.append(torch.cat([at.prompt[:place], other[begin : begin + size], at.prompt[place:]]))
+    return found
 
 
 def borrow(at: Position, count: int) -> list[Tensor]:
@@ -119,6 +154,13 @@ def shift(at: Position, count: int) -> list[Tensor]:
     return found
 
 
+def neighbour(at: Position, count: int) -> list[Tensor]:
+    """A token that is near in embedding space, in a random place: often a word of the same kind, such as a colour."""
+    places = at.some_free(count)
+    columns = at.numbers(len(places), at.neighbours.shape[1])
+    return [at.swapped(place, at.neighbours[place, k]) for place, k in zip(places, columns, strict=False)]
+
+
 def random(at: Position, count: int) -> list[Tensor]:
     """Any allowed token in any place."""
     tokens = at.allowed[at.numbers(count, len(at.allowed))]
@@ -129,10 +171,13 @@ def random(at: Position, count: int) -> list[Tensor]:
 MOVES: dict[str, Move] = {
     "delete": delete,
     "insert": insert,
+    "reword": reword,
+    "splice": splice,
     "borrow": borrow,
     "exchange": exchange,
     "shift": shift,
     "double": double,
+    "neighbour": neighbour,
     "random": random,
     "swap": swap,
 }

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ph2p.inversion.draws import Draws
 from ph2p.inversion.objectives import finite_or_infinite
-from ph2p.inversion.prompts import lengths, prompt_losses
+from ph2p.inversion.prompts import prompt_losses
 from ph2p.models.generators import Generator
 
 
@@ -34,15 +34,15 @@ class Outcome:
 
 
 def race(
-    generator: Generator, latents: Tensor, prompts: Tensor, draws: Draws, stages: Sequence[Stage], price: Tensor
+    generator: Generator, latents: Tensor, prompts: Tensor, draws: Draws, stages: Sequence[Stage], charge: Tensor
 ) -> Outcome:
     """Race padded prompts (B, K, L) on draws (B, N), N those of all `stages` together.
 
-    What counts is loss + price x length, with a `price` (B,) of a token. The first prompt of every image takes part in
-    every stage, so that the winner is compared with it on all draws. A prompt without a finite loss never wins against
+    What counts is loss + `charge` (B, K). The first prompt of every image takes part in every stage, so that the winner
+    is compared with it on all draws. A prompt without a finite loss never wins against
     one that has one.
     """
-    charge = price.to(latents)[:, None] * lengths(prompts)  # (B, K)
+    charge = charge.to(latents)
     alive = torch.arange(prompts.shape[1], device=prompts.device).expand(len(prompts), -1)  # (B, K')
     total, seen = torch.zeros_like(charge), 0
     for number, stage in enumerate(stages):

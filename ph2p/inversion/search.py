@@ -5,8 +5,8 @@ g_i . (E_v - E_i) (HotFlip, arXiv 1712.06751; GCG, arXiv 2307.15043). The first 
 between two tokens, so it only proposes what is then raced with the true loss (`moves.py`, `racing.py`). Every round
 draws its noise anew and scores again the prompt that it began with, so that luck with one draw is forgotten.
 
-A token has a price: it comes in, or stays, only where it pays `word_price` of all that the prompt gains over no words.
-So a prompt is as long as its picture needs.
+Words have a price (`price.py`): a token comes in, or stays, only where it pays that part of all that the prompt gains
+over no words. So a prompt is as long as its picture needs, and it reads well where that costs little.
 """
 
 from collections.abc import Callable, Sequence
@@ -17,14 +17,17 @@ from torch import Tensor
 
 from ph2p.config.method import MethodConfig, SearchConfig
 from ph2p.inversion.draws import Draws, make_draws, random_generator
+from ph2p.inversion.fluency import reworded
 from ph2p.inversion.moves import Position, chosen_moves
 from ph2p.inversion.objectives import finite_or_infinite, losses_and_gradients
+from ph2p.inversion.price import Price
 from ph2p.inversion.prompts import ABSENT, lengths, padded, present, prompt_losses, stacked
 from ph2p.inversion.racing import Stage, race
 from ph2p.models.generators import Generator
 from ph2p.models.vocabulary import Vocabulary
 
 State = dict[str, Tensor]
+NEIGHBOURS = 16  # of a token, from which a move chooses
 
 
 @dataclass
@@ -55,8 +58,8 @@ class Search:
     """The search of an image batch; image b is a problem of its own.
 
     `latents` (B, C, h, w), or of sets (B, P, C, h, w), of images whose draws are keyed by `keys` and `seed`; their
-    prompts are made of `vocabulary`, by default the generator's, and hold what that requires. Raises UserError for a
-    move that does not exist.
+    prompts are made of `vocabulary`, by default the generator's, hold what that requires, and pay a `price`, by default
+    none. Raises UserError for a move that does not exist.
     """
 
     def __init__(
@@ -67,12 +70,13 @@ class Search:
         method: MethodConfig,
         seed: int,
         vocabulary: Vocabulary | None = None,
+        price: Price | None = None,
     ) -> None:
         assert method.search is not None
         self.vocabulary = vocabulary or generator.vocabulary
         self.generator, self.latents, self.keys, self.seed = generator, latents, list(keys), seed
         self.options: SearchConfig = method.search
-        self.timesteps, self.word_price = (method.timesteps[0], method.timesteps[1]), method.word_price
+        self.timesteps, self.price = (method.timesteps[0], method.timesteps[1]), price or Price()
         self.stages = [Stage(*stage) for stage in self.options.race]
         self.moves = chosen_moves(self.options.moves)
 
@@ -103,7 +107,7 @@ class Search:
     def _begin(self, starts: Tensor) -> Progress:
         """Race the starts; what they gain over no words is measured on the same draws."""
         starts = padded(starts, self.options.max_length)
-        draws, free = self.draws(0), self.latents.new_zeros(len(starts))
+        draws, free = self.draws(0), self.latents.new_zeros(starts.shape[:2])
         outcome = race(self.generator, self.latents, starts, draws, self.stages, free)
         empty = prompt_losses(self.generator, self.latents, torch.full_like(starts[:, :1], ABSENT), draws)[:, 0]
         best = starts[torch.arange(len(starts)), outcome.winner]
@@ -114,11 +118,22 @@ class Search:
         """Propose, race, and keep the winner, which may be the prompt that the round began with."""
         draws = self.draws(number)
         candidates = self.propose(progress, draws[:, -self.options.draws :], number)  # (B, K, L)
-        price = self.word_price * progress.gain.clamp(min=0)
-        outcome = race(self.generator, self.latents, candidates, draws, self.stages, price)
+        charge = self._prices(candidates) * progress.gain.clamp(min=0)[:, None]
+        outcome = race(self.generator, self.latents, candidates, draws, self.stages, charge)
         change = outcome.first_loss - outcome.loss
         progress.gain = progress.gain + torch.where(change.isfinite(), change, 0)
         progress.add(candidates[torch.arange(len(candidates)), outcome.winner], outcome.loss)
+
+    def _prices(self, prompts: Tensor) -> Tensor:
+        """What each of padded prompts (B, K, L) pays, as a part of the gain: (B, K)."""
+        tokens = [present(prompt).tolist() for prompt in prompts.flatten(0, 1)]
+        prices = self.price([len(ids) for ids in tokens], [self.vocabulary.decode(ids) for ids in tokens])
+        return self.latents.new_tensor(prices).view(prompts.shape[:2])
+
+    def _reworded(self, tokens: Tensor, count: int) -> list[Tensor]:
+        """At most `count` rewordings of tokens (M,)."""
+        text, longest = self.vocabulary.decode(tokens), self.options.max_length
+        return [torch.tensor(ids) for ids in reworded(self.price.fluency, self.vocabulary, text, count, longest)]
 
     def draws(self, number: int) -> Draws:
         """The draws of a round, stage after stage, each with timesteps from the whole range."""
@@ -141,8 +156,10 @@ class Search:
         rows = []
         for row, key in enumerate(self.keys):
             prompt, chance = present(prompts[row]).cpu(), random_generator(self.seed, key, ("moves", number))
-            known = present(progress.starts[row].flatten()).cpu()
-            at = Position(prompt, scores[row, : len(prompt)], allowed, known, bounds, chance, required)
+            others = [present(start).cpu() for start in progress.starts[row]]
+            near = self.vocabulary.neighbours(present(prompts[row]), NEIGHBOURS).cpu()
+            worth = scores[row, : len(prompt)]
+            at = Position(prompt, worth, allowed, others, near, bounds, chance, required, self._reworded)
             found = [prompt, *(changed for move, count in self.moves for changed in move(at, count))][:size]
             rows.append(stacked([*found, *[prompt] * (size - len(found))], prompts.shape[1]))
         return torch.stack(rows).to(prompts.device)

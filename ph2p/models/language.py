@@ -4,10 +4,21 @@ import math
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 from typing import Protocol
 
 START, END = "<s>", "</s>"
 PIECE = re.compile(r"\w+|[^\w\s]")
+# Words that only join others: they are neither right nor wrong about a picture.
+FILLERS = frozenset(
+    [
+        *("a", "an", "the", "this", "that", "these", "those", "it", "its", "there", "is", "are", "be"),
+        *("and", "or", "as", "of", "in", "on", "at", "to", "by", "for", "from", "with", "against"),
+    ]
+)
+
+
+JOINING = FILLERS | {"background"}  # words that a rewording may put between others
 
 
 class LanguageModel(Protocol):
@@ -38,6 +49,7 @@ class TrigramModel:
                 for order in range(3):
                     self.following[tuple(words[place - order : place])][words[place]] += 1
         self.words = frozenset(self.following[()])  # with the end of a text
+        self._begun = lru_cache(1 << 16)(self._surprise_of)  # many texts begin alike
 
     def probability(self, word: str, context: Sequence[str] = ()) -> float:
         """p(word | context) in (0, 1), of which the last two words count; a word that was never seen is any other."""
@@ -58,8 +70,13 @@ class TrigramModel:
         return [self._surprise(text, ended) for text in texts]
 
     def _surprise(self, text: str, ended: bool) -> float:
-        words = [START, START, *pieces(text), *([END] if ended else [])]
-        return -sum(math.log(self.probability(words[k], words[k - 2 : k])) for k in range(2, len(words)))
+        words = (START, START, *pieces(text), *((END,) if ended else ()))
+        return self._begun(words)
+
+    def _surprise_of(self, words: tuple[str, ...]) -> float:
+        """That of the words after the first two."""
+        *begun, word = words
+        return 0.0 if len(words) < 3 else self._begun(tuple(begun)) - math.log(self.probability(word, begun))
 
 
 def pieces(text: str) -> list[str]:

@@ -170,6 +170,15 @@ class Vocabulary(nn.Module):
         return self.holding(shortlist.gather(-1, best).view(prompt.shape[:-1]), prompt)
 
     @torch.no_grad()
+    def neighbours(self, token_ids: Tensor, count: int) -> Tensor:
+        """Of each of (M,) tokens the `count` other allowed tokens whose embeddings are nearest, nearest first: (M, W),
+        W at most `count`."""
+        distances = torch.cdist(self.embed(token_ids), self.embed(self.allowed_ids))  # (M, A)
+        distances = distances.masked_fill(self.allowed_ids == token_ids[:, None], torch.inf)
+        order = distances.argsort(dim=1, stable=True)
+        return self.allowed_ids[order[:, : min(count, len(self.allowed_ids) - 1)]]
+
+    @torch.no_grad()
     def holding(self, token_ids: Tensor, prompt: Tensor) -> Tensor:
         """`token_ids` (..., M) with the required words in R of the places, those where it takes them least far.
 
@@ -240,6 +249,11 @@ class Vocabulary(nn.Module):
 
     def _lead_length(self) -> int:
         return len(self.tokenizer(self._led(""), add_special_tokens=False).input_ids) if self.lead else 0
+
+    def single(self, words: Iterable[str]) -> tuple[str, ...]:
+        """Those of some words that are one allowed token each."""
+        read = ((word, self._tokenise(word)) for word in words)
+        return tuple(word for word, ids in read if len(ids) == 1 and self.allowed[ids[0]])
 
     def round_trips(self, token_ids: Sequence[int] | Tensor) -> bool:
         """Whether the printed text of (M,) ids tokenises back to exactly these ids."""
