@@ -296,7 +296,7 @@ def test_a_new_metric_is_one_line_of_the_table(result, monkeypatch):
         ({"prompt": ""}, "holds no real word"),
         ({"prompt": "dog red Dog dog"}, "repeats itself: “dog” 3 times"),
         ({"clip_similarity": 0.31}, "renderings do not show the picture: CLIP similarity 0.31"),
-        ({"clip_similarity": 0.95, "diversity": 0.004}, "renderings are nearly one picture: diversity 0.004"),
+        ({"clip_similarity": 0.95, "diversity": 0.001}, "renderings are nearly one picture: diversity 0.001"),
         ({"prompt": "red xkcdq rT3 zzgh"}, "mostly junk: 75% of its pieces look like no word"),
     ],
 )

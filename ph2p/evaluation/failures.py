@@ -16,7 +16,9 @@ REPEATED = 3  # times one word in a prompt
 JUNK = 0.5  # part of a prompt's pieces that are no words
 # Cosine of CLIP's image features: pictures that have nothing in common come to about 0.5, by the embedded scorer too.
 UNLIKE = 0.5
-LIKE, ALIKE = 0.9, 0.02  # such a similarity to the picture with such a diversity of the renderings
+# Such a similarity to the picture with such a diversity of the renderings. Plain shapes with all their attributes named
+# leave the embedded model little to choose, and come down to a diversity of 0.003 without being overfitted.
+LIKE, ALIKE = 0.9, 0.002
 
 
 @dataclass(frozen=True)
