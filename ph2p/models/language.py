@@ -49,6 +49,7 @@ class TrigramModel:
                 for order in range(3):
                     self.following[tuple(words[place - order : place])][words[place]] += 1
         self.words = frozenset(self.following[()])  # with the end of a text
+        self._word = lru_cache(1 << 16)(lambda word, *before: -math.log(self.probability(word, before)))
         self._begun = lru_cache(1 << 16)(self._surprise_of)  # many texts begin alike
 
     def probability(self, word: str, context: Sequence[str] = ()) -> float:
@@ -76,7 +77,7 @@ class TrigramModel:
     def _surprise_of(self, words: tuple[str, ...]) -> float:
         """That of the words after the first two."""
         *begun, word = words
-        return 0.0 if len(words) < 3 else self._begun(tuple(begun)) - math.log(self.probability(word, begun))
+        return 0.0 if len(words) < 3 else self._begun(tuple(begun)) + self._word(word, *begun[-2:])
 
 
 def pieces(text: str) -> list[str]:
