@@ -213,12 +213,12 @@ class Inverter:
 
         given = batch.keys, method, self.cfg.seed, self.vocabulary, self._price()
         search = Search(self.generator, batch.latents, *given)
-        found, losses = search(known.token_ids, rounds, save, state, enough)
+        found, losses, gain = search(known.token_ids, rounds, save, state, enough)
         batch.spend(meter.total())
         batch.search_curves = losses.tolist()
         for trail, prompts in zip(batch.trails, found, strict=True):
             trail.rounds = [self.generator.vocabulary.words(present(prompt)) for prompt in prompts]
-        return known.extended(found, losses, int(pool.epochs[0, -1]))
+        return known.extended(found, losses, gain, int(pool.epochs[0, -1]))
 
     # --- selection -----------------------------------------------------------------------------------------------
 
@@ -231,15 +231,13 @@ class Inverter:
         """
         method, rule, price = self.cfg.method, self._rule(), self._price()
         draws = batch.draws(self.cfg.seed, "validation", method.selection.draws, method.timesteps)
-        longest = method.search.max_length if method.search else self.generator.max_prompt_length
         found, failed = {}, {}
         for row in range(len(batch.ids)):
             meter, one = Meter(self.generator.counter), slice(row, row + 1)
             losses = losses_on(self.generator, batch.latents[one], draws[one])
             validation = Validation(losses, price)
             try:
-                ranked = rule(batch.features[row], self._candidates(batch, row, pool, validation))
-                found[row] = validation.reworded(ranked, method.selection.rewordings, self.vocabulary, longest)
+                found[row] = rule(batch.features[row], self._candidates(batch, row, pool, validation))
             except TargetError as error:
                 failed[row] = error
             batch.spend(meter.total(), row)
@@ -257,7 +255,9 @@ class Inverter:
         the rule needs no losses; raises TargetError if there is none."""
         method, vocabulary = self.cfg.method, self.vocabulary
         read = vocabulary.read_back if method.written else vocabulary.repair
-        entries = pool.token_ids[row], pool.losses[row], pool.epochs[row].tolist()
+        prices = validation.price.of(pool.token_ids[row], vocabulary, pool.losses)
+        losses = pool.losses[row] + (0 if pool.gain is None else pool.gain[row] * prices)
+        entries = pool.token_ids[row], losses, pool.epochs[row].tolist()
         if method.selection.validates:
             some = shortlist(vocabulary, *entries, method.selection.shortlist, read, method.prompts)
         else:
@@ -271,7 +271,12 @@ class Inverter:
                 f"{batch.ids[row]}: its loss is not finite whatever the prompt: "
                 "give trainer.precision=32-true, or leave the image out"
             )
-        return scored
+        return validation.reworded(scored, method.selection.rewordings, vocabulary, self._bounds(scored[0]))
+
+    def _bounds(self, candidate: Candidate) -> tuple[int, int]:
+        """The number of tokens that a rewording of a candidate may have."""
+        search, longest = self.cfg.method.search, self.generator.max_prompt_length
+        return (search.min_length, min(search.max_length, longest)) if search else (1, len(candidate.token_ids))
 
     # --- measurement ---------------------------------------------------------------------------------------------
 

@@ -495,7 +495,7 @@ def spent(method: MethodConfig) -> int:
         race = sum(draws * min(most, first) for most, draws in search.race)
         total += bought.rounds * (2 * search.draws + race)
     renderings = 2 * choice.finalists * choice.steps if choice.rule == "renderings" else 0
-    relative, fluent = method.word_price > 0 or method.fluency > 0, method.fluency > 0
+    relative, fluent = method.word_price > 0 or method.fluent, method.fluent
     validated = (choice.shortlist + relative + fluent * choice.rewordings) * choice.draws if choice.validates else 0
     return total + validated + renderings
 
@@ -513,7 +513,7 @@ def drawn_methods(option: str) -> Iterator[MethodConfig]:
 
     for _ in range(100):
         new = replace(method, **drawn(ranges), selection=replace(method.selection, **drawn(chosen)))
-        new.fluency, new.language_model = float(random.choice([0, 0.1])), "world"
+        new.fluency, new.language_model = float(random.choice([0, 0.1])), random.choice(["world", None])
         if method.search:
             new.search = replace(method.search, **drawn(searched), share=float(random.uniform(0.05, 0.95)))
         yield new

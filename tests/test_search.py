@@ -10,14 +10,19 @@ from ph2p.config.compose import load_config
 from ph2p.config.method import SearchConfig
 from ph2p.errors import UserError
 from ph2p.inversion.draws import make_draws
+from ph2p.inversion.fluency import Fluency
 from ph2p.inversion.moves import MOVES, Position
 from ph2p.inversion.objectives import DenoisingObjective, candidate_losses
 from ph2p.inversion.price import Price
 from ph2p.inversion.prompts import ABSENT, lengths, padded, present, prompt_losses, stacked
 from ph2p.inversion.racing import Stage, race
 from ph2p.inversion.search import Search, swap_scores
+from ph2p.models.language import TrigramModel
 
 KEYS = ["a", "b", "c"]
+FLUENT = Fluency(
+    0.01, TrigramModel(["a small red dog above a blue circle"] * 5 + ["red square", "blue dog"]), ("above",)
+)
 
 
 @pytest.fixture(scope="module")
@@ -127,7 +132,7 @@ def position():
         torch.tensor([[11, 13], [10, 14], [15, 16]]),
         (1, 5),
         random,
-        reworded=lambda tokens, count: [tokens[[2, 0, *range(3, len(tokens))]], torch.arange(10, 17)],
+        reworded=lambda tokens, count: [tokens[[2, 0, *range(3, len(tokens))]]][:count],
     )
 
 
@@ -186,12 +191,13 @@ def test_scores_equal_finite_differences(generator, latents, draws):
 def test_a_search_improves_and_costs_at_most_its_budget(generator, latents, draws, method):
     search, starts = Search(generator, latents, KEYS, method, 0), prompts_of(generator, 3, 4)
     before = generator.counter.read()
-    found, losses = search(starts, 6)
+    found, losses, gain = search(starts, 6)
     spent = generator.counter.read() - before
     options = method.search
     most = race_cost(options, 2) + 4 + 6 * round_cost(options)
     assert 0 < spent.forward + spent.backward <= 3 * most and spent.backward == 3 * 6 * options.draws
     assert found.shape == (3, 7, 6) and losses.shape == (3, 7) and losses.isfinite().all()
+    assert gain.shape == (3,) and (gain >= 0).all()
     fresh = make_draws(1, KEYS, ("check",), 64, (500, 1000), generator.latent_shape)
     worth = prompt_losses(generator, latents, found[:, [0, -1]], fresh)
     assert worth[:, 1].mean() < worth[:, 0].mean()
@@ -200,27 +206,42 @@ def test_a_search_improves_and_costs_at_most_its_budget(generator, latents, draw
 
 def test_a_price_makes_prompts_shorter(generator, latents, method):
     starts = prompts_of(generator, 6)
-    free, _ = Search(generator, latents, KEYS, method, 0)(starts, 6)
-    dear, _ = Search(generator, latents, KEYS, method, 0, price=Price(0.9))(starts, 6)
+    free, *_ = Search(generator, latents, KEYS, method, 0)(starts, 6)
+    dear, *_ = Search(generator, latents, KEYS, method, 0, price=Price(0.9))(starts, 6)
     assert lengths(dear[:, -1]).sum() < lengths(free[:, -1]).sum()
     assert (lengths(dear[:, -1]) >= 1).all()
 
 
-def test_images_are_independent_and_a_search_goes_on(generator, latents, method):
+@pytest.mark.parametrize("price", [Price(), Price(0.01, FLUENT)], ids=["free", "priced"])
+def test_images_are_independent_and_a_search_goes_on(generator, latents, method, price):
     starts = prompts_of(generator, 3, 4)
-    whole, losses = Search(generator, latents, KEYS, method, 0)(starts, 4)
+    whole, losses, gain = Search(generator, latents, KEYS, method, 0, price=price)(starts, 4)
     for row, key in enumerate(KEYS):
         one = slice(row, row + 1)
-        found, alone_losses = Search(generator, latents[one], [key], method, 0)(starts[one], 4)
+        found, alone_losses, _ = Search(generator, latents[one], [key], method, 0, price=price)(starts[one], 4)
         assert torch.equal(found[0], whole[row]) and torch.equal(alone_losses[0], losses[row])
     states = []
 
     def keep(state):
         states.append({name: value.clone() for name, value in state.items()} | {"other": torch.ones(1)})
 
-    Search(generator, latents, KEYS, method, 0)(starts, 2, keep)
-    again, again_losses = Search(generator, latents, KEYS, method, 0)(starts, 4, state=states[-1])
-    assert torch.equal(again, whole) and torch.equal(again_losses, losses)
+    Search(generator, latents, KEYS, method, 0, price=price)(starts, 2, keep)
+    again, again_losses, again_gain = Search(generator, latents, KEYS, method, 0, price=price)(
+        starts, 4, state=states[-1]
+    )
+    assert torch.equal(again, whole) and torch.equal(again_losses, losses) and torch.equal(again_gain, gain)
+
+
+def test_a_language_model_makes_prompts_read_better(generator, latents, method):
+    starts = prompts_of(generator, 6)
+    free, fluent = (
+        Search(generator, latents, KEYS, method, 0, price=price)(starts, 6)[0][:, -1]
+        for price in (Price(), Price(0, replace(FLUENT, weight=0.5)))
+    )
+    surprise = [
+        FLUENT.model.surprises([generator.vocabulary.decode(present(row)) for row in some]) for some in (free, fluent)
+    ]
+    assert sum(surprise[1]) < sum(surprise[0])
 
 
 def test_an_unknown_move_is_named_before_anything_is_inverted(inverter_of):

@@ -112,7 +112,9 @@ def test_a_search_keeps_to_the_words_from_its_first_round_to_its_last(generator,
     start = vocabulary.holding(starts := stacked([[*vocabulary.random(3, torch.Generator().manual_seed(5))]]),
                                vocabulary.embed(starts))  # fmt: skip
     # Words are so dear that it would delete all others.
-    found, _ = Search(generator, latents, ["a", "b", "c"], method, 0, vocabulary, Price(50.0))(start.repeat(3, 1, 1), 6)
+    found, *_ = Search(generator, latents, ["a", "b", "c"], method, 0, vocabulary, Price(50.0))(
+        start.repeat(3, 1, 1), 6
+    )
     texts = [set(vocabulary.decode(present(prompt)).split()) for row in found for prompt in row]
     assert all("dog" in text and not {"circle", "blue"} & text for text in texts)
     assert min(map(len, texts)) < 3

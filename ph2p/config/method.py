@@ -57,7 +57,7 @@ class SelectionConfig:
     finalists: int = 3  # at most; best of the shortlist that are rendered and ranked by CLIP image similarity
     margin: float = 0.02  # a finalist's loss exceeds the best one's by this part of it at most; CLIP decides among them
     steps: int = 15  # denoising steps of those renderings
-    rewordings: int = 8  # of the winner that the language model proposes, scored where method.fluency > 0
+    rewordings: int = 8  # of the winner that the language model proposes, scored where method.fluency counts
 
     def __post_init__(self) -> None:
         checks.require_finite("method.selection.margin", self.margin)
@@ -161,8 +161,8 @@ class MethodConfig:
 
     def _check_fluency(self) -> None:
         checks.require_finite("method.fluency", self.fluency)
-        checks.require(not (self.fluency and self.written), *self._of("fluency"), "give 0: captions stay as written")
-        fits = not self.fluency or self.selection.validates or self.search is not None
+        checks.require(not (self.fluent and self.written), *self._of("fluency"), "give 0: captions stay as written")
+        fits = not self.fluent or self.selection.validates or self.search is not None
         wanted = f"give 0, or another method.selection.rule than {self.selection.rule}, which takes no losses"
         checks.require(fits, *self._of("fluency"), wanted)
 

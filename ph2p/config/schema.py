@@ -49,7 +49,7 @@ class GeneratorConfig:
     blocklist: str | None = "${package:models/words/blocklist.txt}"  # file of words that no prompt holds; null: none
     allowlist: str | None = None  # file of the only words that may appear, one a line; `tokens` is then passed over
     tokens: TokensConfig = field(default_factory=TokensConfig)  # which words of the vocabulary a prompt may use
-    language_model: str | None = None  # that method.fluency goes by, where the method names no other; world: see there
+    language_model: str | None = None  # by which method=ph2p_plus says how prompts read; world: the drawn scenes' own
     steps: int = 30  # denoising steps of the renderings on the results page
     most_steps: int | None = None  # of any rendering: a distilled model's own number; null: no bound
     guidance_scale: float = 5.0  # of classifier-free guidance; 1 paints without

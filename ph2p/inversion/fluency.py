@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import chain, zip_longest
+from itertools import chain, islice, zip_longest
 from typing import NamedTuple
 
 import torch
@@ -16,7 +16,7 @@ from ph2p.models.vocabulary import Vocabulary
 
 CAPTIONS = 2000  # of the embedded world, from which its trigram model is learnt
 BEAM = 8  # beginnings that are kept as a rewording is built word by word
-BONUSES = (4.0, 7.0)  # nats: what a word of the text is worth to a rewording
+BONUSES = (0.7, 1.25)  # what a word of the text is worth to a rewording, in nats of one that comes by chance
 JOINED = 6  # joining words at most, if it keeps all others
 
 
@@ -32,28 +32,29 @@ class Fluency:
         """weight x -log p(text), of each text."""
         return [self.weight * surprise for surprise in self.model.surprises(texts)]
 
-    def rewordings(self, text: str, count: int) -> list[str]:
-        """At most `count` other texts that read well: some of a text's words, each at most as often as there, in any
-        order, and words that join them.
+    def rewordings(self, text: str, longest: int = 1000) -> list[str]:
+        """Other texts of at most `longest` words that read well, best first: some of a text's words, each at most as
+        often as there, in any order, and words that join them.
 
         A beam search over beginnings looks for the least -log p - bonus x words kept, with one bonus after another: a
         small one leaves out what does not fit, a large one keeps nearly all.
         """
-        kinds = [self._reworded(text.split(), bonus, count) for bonus in BONUSES]
+        kinds = [self._reworded(text.split(), bonus * self.model.chance, longest) for bonus in BONUSES]
         turns = chain.from_iterable(zip_longest(*kinds))
-        return [other for other in dict.fromkeys(turns) if other and other != text][:count]
+        return [other for other in dict.fromkeys(turns) if other and other != text]
 
-    def _reworded(self, words: Sequence[str], bonus: float, count: int) -> list[str]:
-        """The texts, the best first, that a beam search with one bonus ends with."""
+    def _reworded(self, words: Sequence[str], bonus: float, longest: int) -> list[str]:
+        """The texts, the best first, that a beam search with one bonus comes across."""
         beam, found = [Beginning((), tuple(sorted(words)), 0.0)], dict[str, float]()
-        for _ in range(len(words) + JOINED):
+        for _ in range(min(len(words) + JOINED, longest)):
             longer = sorted({longer for begun in beam for longer in begun.longer(self.joining, bonus)})
             texts = [" ".join(begun.said) for begun in longer]
             open_ones, ended = (self.model.surprises(texts, ended=ended) for ended in (False, True))
-            found |= {text: surprise - begun.won for text, surprise, begun in zip(texts, ended, longer, strict=True)}
+            whole = zip(texts, ended, longer, strict=True)
+            found |= {text: surprise - begun.won for text, surprise, begun in whole if begun.won}
             ranked = sorted((s - begun.won, begun) for s, begun in zip(open_ones, longer, strict=True))
             beam = [begun for _, begun in ranked[:BEAM]]
-        return sorted(found, key=found.__getitem__)[:count]
+        return sorted(found, key=found.__getitem__)
 
 
 class Beginning(NamedTuple):
@@ -74,15 +75,20 @@ class Beginning(NamedTuple):
                 yield Beginning((*self.said, word), self.left, self.won)
 
 
-def reworded(fluency: Fluency | None, vocabulary: Vocabulary, text: str, count: int, longest: int) -> list[list[int]]:
-    """The tokens of at most `count` rewordings that are prompts of the vocabulary, of at most `longest` tokens."""
-    read = [vocabulary.encode(other) for other in (fluency.rewordings(text, count) if fluency else [])]
-    return [ids for ids in read if len(ids) <= longest and vocabulary.repair(ids) == ids]
+def reworded(
+    fluency: Fluency | None, vocabulary: Vocabulary, text: str, count: int, bounds: tuple[int, int]
+) -> list[list[int]]:
+    """The tokens of at most `count` rewordings that are prompts of the vocabulary, their number within `bounds`."""
+    if not fluency or not count:
+        return []
+    read = map(vocabulary.encode, fluency.rewordings(text, bounds[1]))
+    fit = (ids for ids in read if bounds[0] <= len(ids) <= bounds[1] and vocabulary.repair(ids) == ids)
+    return list(islice(fit, count))
 
 
 def make_fluency(method: MethodConfig, vocabulary: Vocabulary) -> Fluency | None:
     """What `method.fluency` and `method.language_model` name; raises UserError for a model that cannot be loaded."""
-    if not method.language_model or not method.fluency:
+    if not method.fluent or method.language_model is None:
         return None
     model = load_language(method.language_model, vocabulary.allowed_ids.device, "method.language_model")
     return Fluency(method.fluency, model, vocabulary.single(sorted(JOINING)))

@@ -113,7 +113,7 @@ def reword(at: Position, count: int) -> list[Tensor]:
     for token in extra:
         some = at.reworded(torch.cat([at.prompt, token[None]]), count)
         found += [prompt for prompt in some if token in prompt][:1]
-    return [prompt for prompt in found if at.bounds[0] <= len(prompt) <= at.bounds[1]]
+    return found
 
 
 def splice(at: Position, count: int) -> list[Tensor]:

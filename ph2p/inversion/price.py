@@ -3,7 +3,11 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from torch import Tensor
+
 from ph2p.inversion.fluency import Fluency
+from ph2p.inversion.prompts import present
+from ph2p.models.vocabulary import Vocabulary
 
 
 @dataclass(frozen=True)
@@ -24,3 +28,13 @@ class Price:
         """The prices of prompts of so many tokens that read so."""
         costs = self.fluency.costs(texts) if self.fluency else [0.0] * len(texts)
         return [self.word * length + cost for length, cost in zip(lengths, costs, strict=True)]
+
+    def of(self, prompts: Tensor, vocabulary: Vocabulary, like: Tensor) -> Tensor:
+        """The prices (K,) of one image's padded prompts (K, L), a tensor `like` another; equal ones are read once."""
+        if not self:
+            return like.new_zeros(len(prompts))
+        tokens = [tuple(present(prompt).tolist()) for prompt in prompts]
+        some = list(dict.fromkeys(tokens))
+        prices = self([len(ids) for ids in some], [vocabulary.decode(ids) for ids in some])
+        known = dict(zip(some, prices, strict=True))
+        return like.new_tensor([known[ids] for ids in tokens])

@@ -79,6 +79,7 @@ class Search:
         self.timesteps, self.price = (method.timesteps[0], method.timesteps[1]), price or Price()
         self.stages = [Stage(*stage) for stage in self.options.race]
         self.moves = chosen_moves(self.options.moves)
+        self.bounds = self.options.min_length, min(self.options.max_length, generator.max_prompt_length)
 
     def __call__(
         self,
@@ -87,8 +88,9 @@ class Search:
         save: Callable[[State], None] = lambda state: None,
         state: State | None = None,
         enough: Callable[[], bool] = lambda: False,
-    ) -> tuple[Tensor, Tensor]:
-        """Improve the best of padded prompts (B, S, L): those after all rounds (B, 1 + rounds, L), their losses.
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Improve the best of padded prompts (B, S, L): those after all rounds (B, 1 + rounds, L), their losses, and
+        how much the last ones gain over no words (B,).
 
         `save` gets the state at the beginning and after each round; a later call goes on from it, given the same other
         arguments. It ends before the next round where that is `enough`. A round costs what
@@ -102,7 +104,7 @@ class Search:
                 break
             self._round(progress, number)
             save(progress.state())
-        return progress.prompts, progress.losses
+        return progress.prompts, progress.losses, progress.gain.clamp(min=0)
 
     def _begin(self, starts: Tensor) -> Progress:
         """Race the starts; what they gain over no words is measured on the same draws."""
@@ -118,22 +120,17 @@ class Search:
         """Propose, race, and keep the winner, which may be the prompt that the round began with."""
         draws = self.draws(number)
         candidates = self.propose(progress, draws[:, -self.options.draws :], number)  # (B, K, L)
-        charge = self._prices(candidates) * progress.gain.clamp(min=0)[:, None]
+        prices = torch.stack([self.price.of(row, self.vocabulary, self.latents) for row in candidates])  # (B, K)
+        charge = prices * progress.gain.clamp(min=0)[:, None]
         outcome = race(self.generator, self.latents, candidates, draws, self.stages, charge)
         change = outcome.first_loss - outcome.loss
         progress.gain = progress.gain + torch.where(change.isfinite(), change, 0)
         progress.add(candidates[torch.arange(len(candidates)), outcome.winner], outcome.loss)
 
-    def _prices(self, prompts: Tensor) -> Tensor:
-        """What each of padded prompts (B, K, L) pays, as a part of the gain: (B, K)."""
-        tokens = [present(prompt).tolist() for prompt in prompts.flatten(0, 1)]
-        prices = self.price([len(ids) for ids in tokens], [self.vocabulary.decode(ids) for ids in tokens])
-        return self.latents.new_tensor(prices).view(prompts.shape[:2])
-
     def _reworded(self, tokens: Tensor, count: int) -> list[Tensor]:
         """At most `count` rewordings of tokens (M,)."""
-        text, longest = self.vocabulary.decode(tokens), self.options.max_length
-        return [torch.tensor(ids) for ids in reworded(self.price.fluency, self.vocabulary, text, count, longest)]
+        text = self.vocabulary.decode(tokens)
+        return [torch.tensor(ids) for ids in reworded(self.price.fluency, self.vocabulary, text, count, self.bounds)]
 
     def draws(self, number: int) -> Draws:
         """The draws of a round, stage after stage, each with timesteps from the whole range."""
@@ -152,14 +149,13 @@ class Search:
         prompts, size = progress.prompts[:, -1], self.stages[0].candidates
         scores = swap_scores(self.generator, self.vocabulary, self.latents, prompts, draws).cpu()  # (B, L, A)
         allowed, required = self.vocabulary.allowed_ids.cpu(), frozenset(self.vocabulary.required_ids.tolist())
-        bounds = self.options.min_length, min(self.options.max_length, self.generator.max_prompt_length)
         rows = []
         for row, key in enumerate(self.keys):
             prompt, chance = present(prompts[row]).cpu(), random_generator(self.seed, key, ("moves", number))
             others = [present(start).cpu() for start in progress.starts[row]]
             near = self.vocabulary.neighbours(present(prompts[row]), NEIGHBOURS).cpu()
             worth = scores[row, : len(prompt)]
-            at = Position(prompt, worth, allowed, others, near, bounds, chance, required, self._reworded)
+            at = Position(prompt, worth, allowed, others, near, self.bounds, chance, required, self._reworded)
             found = [prompt, *(changed for move, count in self.moves for changed in move(at, count))][:size]
             rows.append(stacked([*found, *[prompt] * (size - len(found))], prompts.shape[1]))
         return torch.stack(rows).to(prompts.device)

@@ -31,6 +31,7 @@ class Candidate:
     loss: float
     clip_similarity: float | None = None
     gap_closed: float | None = None
+    total: float = math.nan  # the loss and what the prompt pays, where they were compared
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,7 @@ class Pool:
     token_ids: Tensor
     losses: Tensor
     epochs: Tensor
+    gain: Tensor | None = None  # (B,), how much prompts gain over no words, where a search has found that
 
     @classmethod
     def begun(cls, start: Tensor, images: int) -> "Pool":
@@ -58,14 +60,16 @@ class Pool:
         """The `count` entries with the lowest losses of every image, and nothing else."""
         return self._lowest(finite_or_infinite(self.losses), count)
 
-    def extended(self, token_ids: Tensor, losses: Tensor, epoch: int) -> "Pool":
-        """With what a search found: padded prompts (B, 1 + rounds, L) and losses (B, 1 + rounds), from an epoch on."""
+    def extended(self, token_ids: Tensor, losses: Tensor, gain: Tensor, epoch: int) -> "Pool":
+        """With what a search found: padded prompts (B, 1 + rounds, L), losses (B, 1 + rounds) and gain (B,), from an
+        epoch on."""
         epochs = epoch + torch.arange(losses.shape[1], device=losses.device).expand_as(losses)
         length = max(self.token_ids.shape[2], token_ids.shape[2])
         return Pool(
             torch.cat([padded(self.token_ids, length), padded(token_ids, length)], 1),
             torch.cat([self.losses, losses], 1),
             torch.cat([self.epochs, epochs], 1),
+            gain,
         )
 
     def _lowest(self, key: Tensor, count: int) -> "Pool":
@@ -143,11 +147,11 @@ Rule = Callable[[Tensor, list[Candidate]], list[Candidate]]
 
 
 class BestRendering:
-    """The finalists by the CLIP similarity of picture and rendering, then the rest by loss.
+    """The finalists by the CLIP similarity of picture and rendering, then the rest in their order.
 
-    Finalists are the first ones whose loss exceeds the best one's by at most `margin`. The similarity of prompt and
-    picture says little about the rendering (arXiv 2408.06502), so the rendering is compared with the picture. All
-    finalists are rendered with one seed; guidance takes two denoiser samples a step.
+    Finalists are the first ones whose loss, with what they pay, exceeds the best one's by at most `margin`. The
+    similarity of prompt and picture says little about the rendering (arXiv 2408.06502), so the rendering is compared
+    with the picture. All finalists are rendered with one seed; guidance takes two denoiser samples a step.
     """
 
     def __init__(self, generator: Generator, scorer: Scorer, cfg: Config) -> None:
@@ -157,9 +161,9 @@ class BestRendering:
         self.guidance = guidance_options(cfg.generator)
 
     def __call__(self, features: Tensor, candidates: list[Candidate]) -> list[Candidate]:
-        best = min(c.loss for c in candidates[: self.choice.finalists])
-        bound = best * (1 + math.copysign(self.choice.margin, best))  # below 0 where negatives weigh more than pictures
-        some = [c for c in candidates[: self.choice.finalists] if c.loss <= bound] or candidates[:1]
+        best = candidates[0].total
+        bound = best + self.choice.margin * abs(best)  # below 0 where negatives weigh more than pictures
+        some = [c for c in candidates[: self.choice.finalists] if c.total <= bound]
         texts = [candidate.text for candidate in some]
         renderings = paint(self.generator, texts, [self.seed] * len(texts), self.steps, self.guidance)
         similarity = (self.scorer.image_features(renderings) @ features).tolist()

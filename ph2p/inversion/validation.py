@@ -51,20 +51,17 @@ class Validation:
         return self._best_first(self._with_losses(candidates, losses))
 
     def reworded(
-        self, candidates: Sequence[Candidate], count: int, vocabulary: Vocabulary, longest: int
+        self, ranked: Sequence[Candidate], count: int, vocabulary: Vocabulary, bounds: tuple[int, int]
     ) -> list[Candidate]:
-        """The candidates, the winner first, after at most `count` rewordings of it have competed with it, of at most
-        `longest` tokens: the language model proposes them."""
-        first = candidates[0]
-        others = reworded(self.price.fluency, vocabulary, first.text, count, longest)
-        if not others:
-            return list(candidates)
-        found = [
-            replace(first, token_ids=tuple(ids), text=vocabulary.decode(ids), clip_similarity=None) for ids in others
-        ]
+        """The ranked candidates, best first, among them at most `count` rewordings of the first one that the language
+        model proposes, of so many tokens."""
+        first, known = ranked[0], {c.token_ids for c in ranked}
+        others = map(tuple, reworded(self.price.fluency, vocabulary, first.text, count, bounds))
+        found = [replace(first, token_ids=ids, text=vocabulary.decode(ids)) for ids in others if ids not in known]
+        if not found:
+            return list(ranked)
         losses = self.losses([c.token_ids for c in found])
-        best = self._best_first([first, *self._with_losses(found, losses)])[0]
-        return [best, *(c for c in candidates if c.token_ids != best.token_ids)]
+        return self._best_first([*ranked, *self._with_losses(found, losses)])
 
     def _with_losses(self, candidates: Sequence[Candidate], losses: Sequence[float]) -> list[Candidate]:
         """The candidates whose losses are finite, with them and, where no words were scored, the gap they close."""
@@ -78,5 +75,5 @@ class Validation:
     def _best_first(self, candidates: Sequence[Candidate]) -> list[Candidate]:
         """By loss + gain x price."""
         prices = self.price([len(c.token_ids) for c in candidates], [c.text for c in candidates])
-        totals = [c.loss + self.gain * price for c, price in zip(candidates, prices, strict=True)]
-        return [candidates[k] for k in sorted(range(len(candidates)), key=totals.__getitem__)]
+        priced = [replace(c, total=c.loss + self.gain * p) for c, p in zip(candidates, prices, strict=True)]
+        return sorted(priced, key=lambda c: c.total)

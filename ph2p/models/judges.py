@@ -21,6 +21,7 @@ from ph2p.models.plain import plain_errors
 from ph2p.models.quiet import quiet
 from ph2p.models.scorer import pixels_of
 
+KNOWN = 100_000  # texts whose surprise is kept
 AT_ONCE = 32  # texts that a language model reads together
 UNREAD = -100  # in the place of a token: the text has ended
 OPTIONS: dict[str, Any] = dict(local_files_only=True, trust_remote_code=False)
@@ -34,6 +35,8 @@ class CausalLanguageModel(Frozen):
         super().__init__()
         self.model, self.tokenizer = model, tokenizer
         self.start = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
+        self.chance = math.log(len(tokenizer))
+        self.known: dict[str, float] = {}  # surprises: a rewording's beginnings come again and again
         self.freeze()
 
     @torch.no_grad()
@@ -49,6 +52,13 @@ class CausalLanguageModel(Frozen):
     @torch.no_grad()
     def surprises(self, texts: Sequence[str], ended: bool = True) -> list[float]:
         """The sums of which `forward` takes the mean, 0 for no token; the end of a text is never counted."""
+        new = [text for text in dict.fromkeys(texts) if text not in self.known]
+        if len(self.known) > KNOWN:
+            self.known, new = {}, list(dict.fromkeys(texts))
+        self.known |= dict(zip(new, self._surprises(new), strict=True))
+        return [self.known[text] for text in texts]
+
+    def _surprises(self, texts: Sequence[str]) -> list[float]:
         found: list[float] = []
         for first in range(0, len(texts), AT_ONCE):
             rows = [torch.tensor(self._read(text), dtype=torch.long) for text in texts[first : first + AT_ONCE]]

@@ -22,7 +22,9 @@ JOINING = FILLERS | {"background"}  # words that a rewording may put between oth
 
 
 class LanguageModel(Protocol):
-    """Gives texts a probability, word after word."""
+    """Gives texts a probability, word after word. `chance`: nats of a word that any other could stand for."""
+
+    chance: float
 
     def __call__(self, text: str) -> float:
         """The perplexity of a text, 1 or more; nan without a word."""
@@ -50,7 +52,7 @@ class TrigramModel:
                     self.following[tuple(words[place - order : place])][words[place]] += 1
         self.words = frozenset(self.following[()])  # with the end of a text
         self._word = lru_cache(1 << 16)(lambda word, *before: -math.log(self.probability(word, before)))
-        self._begun = lru_cache(1 << 16)(self._surprise_of)  # many texts begin alike
+        self.chance = math.log(len(self.words) + 1)
 
     def probability(self, word: str, context: Sequence[str] = ()) -> float:
         """p(word | context) in (0, 1), of which the last two words count; a word that was never seen is any other."""
@@ -71,13 +73,8 @@ class TrigramModel:
         return [self._surprise(text, ended) for text in texts]
 
     def _surprise(self, text: str, ended: bool) -> float:
-        words = (START, START, *pieces(text), *((END,) if ended else ()))
-        return self._begun(words)
-
-    def _surprise_of(self, words: tuple[str, ...]) -> float:
-        """That of the words after the first two."""
-        *begun, word = words
-        return 0.0 if len(words) < 3 else self._begun(tuple(begun)) + self._word(word, *begun[-2:])
+        words = [START, START, *pieces(text), *([END] if ended else [])]
+        return sum(self._word(words[k], words[k - 2], words[k - 1]) for k in range(2, len(words)))
 
 
 def pieces(text: str) -> list[str]:
