@@ -96,7 +96,7 @@ def test_finalists_are_ranked_by_what_the_model_paints(inverter_of):
     generator, scorer = inverter.generator, inverter.scorer
     rule = make_rule(generator, scorer, inverter.cfg)
     candidates = [
-        Candidate((0,), text, 0, loss)
+        Candidate((0,), text, 0, loss, total=loss)
         for text, loss in [("red square", 0.5), ("blue dog", 0.505), ("green café", 0.51), ("small circle", 0.7)]
     ]
     painted = paint(generator, ["blue dog"], [7], 3, guidance_options(inverter.cfg.generator))
@@ -108,6 +108,9 @@ def test_finalists_are_ranked_by_what_the_model_paints(inverter_of):
     assert similarity[:3] == sorted(similarity[:3], reverse=True)
     assert ranked[3] == candidates[3]  # 0.7 is beyond the margin: it is not rendered
     assert rule(goal, [candidates[0], candidates[3]])[0].text == "red square"
+    # A prompt whose words cost less stands first with a higher loss: it stays a finalist, and nobody comes twice.
+    dear = [replace(candidates[1], loss=0.52, total=0.53), replace(candidates[0], loss=0.5, total=0.6), candidates[3]]
+    assert [c.text for c in rule(goal, dear)] == ["blue dog", "red square", "small circle"]
 
 
 def test_a_distilled_model_renders_finalists_in_its_own_steps(inverter_of):
@@ -115,7 +118,7 @@ def test_a_distilled_model_renders_finalists_in_its_own_steps(inverter_of):
         inverter = inverter_of("method.selection.steps=4", "generator.steps=2", bound, "generator.guidance_scale=1")
         before = inverter.generator.counter.read().forward
         make_rule(inverter.generator, inverter.scorer, inverter.cfg)(
-            torch.ones(8), [Candidate((0,), "red dog", 0, 0.5)]
+            torch.ones(8), [Candidate((0,), "red dog", 0, 0.5, total=0.5)]
         )
         assert inverter.generator.counter.read().forward - before == steps
 

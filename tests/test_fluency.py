@@ -194,6 +194,30 @@ def test_the_dial_at_0_changes_nothing_and_its_cost_is_planned(inverter_of, targ
     assert any(new.forward_samples == (6 + 1 + choice.rewordings) * choice.draws for new in results)
 
 
+@pytest.mark.parametrize("rule", ["loss", "clip_text"])
+def test_with_a_search_lengths_and_costs_stay_within_their_bounds(inverter_of, targets, rule):
+    """The random model reads fewer tokens than the search's limit says."""
+    words = [
+        "method=greedy",
+        "method.budget=700",
+        "method.restarts=4",
+        "method.prompt_length=6",
+        "method.search.starts=2",
+    ]
+    words += [
+        "method.search.starts=2",
+        "method.search.min_length=3",
+        f"method.selection.rule={rule}",
+        "method.selection.shortlist=4",
+    ]
+    inverter = inverter_of(*words, *FLUENCY)
+    most, method = inverter.generator.max_prompt_length, inverter.cfg.method
+    assert most < method.search.max_length
+    for result in inverter(targets):
+        assert 3 <= len(result.token_ids) <= most
+        assert result.forward_samples + result.backward_samples <= method.budget
+
+
 @pytest.mark.parametrize(
     ("words", "line"),
     [

@@ -23,6 +23,7 @@ from ph2p.evaluation.metrics import METRICS
 from ph2p.evaluation.result import as_record
 from ph2p.evaluation.wording import reads_back
 from ph2p.inversion.batch import Batch
+from ph2p.inversion.fluency import Fluency
 from ph2p.inversion.selection import Candidate
 from ph2p.models.generators import load_generator
 from ph2p.models.judges import load_dino, load_language_model, load_lpips
@@ -200,6 +201,15 @@ def test_lpips_is_the_weighted_distance_of_normalised_features(tmp_path):
 
 
 # --- what is asked for ---------------------------------------------------------------------------------------------
+
+
+def test_a_causal_model_weighs_and_rewords_prompts(language_model):
+    model = load_language_model(str(language_model), CPU, KEY)
+    found = Fluency(0.01, model, ("a",)).rewordings("red dog small", 4)
+    assert len(found) > 3 and all(set(text.split()) & {"red", "dog", "small"} for text in found)
+    assert max(len(text.split()) for text in found) == 4
+    again = model.surprises([*found, found[0]])
+    assert again[0] == again[-1] and again[:-1] == pytest.approx([model.surprises([text])[0] for text in found])
 
 
 def test_what_cannot_be_loaded_says_how_to_fix_it(tmp_path, language_model, dino, monkeypatch):

@@ -120,7 +120,7 @@ def test_a_loss_below_zero_still_has_finalists(inverter_of, targets):
     rule = BestRendering(inverter.generator, inverter.scorer, inverter.cfg)
     ids = inverter.generator.vocabulary.allowed_ids[:3].tolist()
     some = [
-        Candidate((i,), inverter.generator.vocabulary.decode([i]), 0, loss)
+        Candidate((i,), inverter.generator.vocabulary.decode([i]), 0, loss, total=loss)
         for i, loss in zip(ids, (-1, -0.95, -0.5), strict=True)
     ]
     features = inverter.scorer.image_features(targets[0].image[None])[0]
