@@ -255,9 +255,7 @@ class Inverter:
         the rule needs no losses; raises TargetError if there is none."""
         method, vocabulary = self.cfg.method, self.vocabulary
         read = vocabulary.read_back if method.written else vocabulary.repair
-        prices = validation.price.of(pool.token_ids[row], vocabulary, pool.losses)
-        losses = pool.losses[row] + (0 if pool.gain is None else pool.gain[row] * prices)
-        entries = pool.token_ids[row], losses, pool.epochs[row].tolist()
+        entries = pool.entries(row, validation.price, vocabulary)
         if method.selection.validates:
             some = shortlist(vocabulary, *entries, method.selection.shortlist, read, method.prompts)
         else:

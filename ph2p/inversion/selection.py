@@ -10,6 +10,7 @@ from torch import Tensor
 from ph2p.config.schema import Config
 from ph2p.errors import UserError
 from ph2p.inversion.objectives import finite_or_infinite
+from ph2p.inversion.price import Price
 from ph2p.inversion.prompts import padded, present
 from ph2p.models.generators import Generator
 from ph2p.models.painting import guidance_options, paint
@@ -71,6 +72,13 @@ class Pool:
             torch.cat([self.epochs, epochs], 1),
             gain,
         )
+
+    def entries(self, row: int, price: Price, vocabulary: Vocabulary) -> tuple[Tensor, Tensor, list[int]]:
+        """An image's prompts (K, L), what each is met with, its loss and what it pays (K,), and the epochs."""
+        token_ids, losses = self.token_ids[row], self.losses[row]
+        if self.gain is not None:
+            losses = losses + self.gain[row] * price.of(token_ids, vocabulary, losses)
+        return token_ids, losses, self.epochs[row].tolist()
 
     def _lowest(self, key: Tensor, count: int) -> "Pool":
         """The entries with the `count` lowest values of `key` (B, K) in every image."""
