@@ -32,7 +32,7 @@ QUICK = [
     *("method.selection.finalists=1",),
 ]
 SMALL = [
-    *(*QUICK, "method.budget=130", "method.judge_draws=1", "method.optimizer.max_eval=4"),
+    *(*QUICK, "method.budget=146", "method.judge_draws=1", "method.optimizer.max_eval=4"),
     *("method.search.draws=1", "method.search.share=0.5", "method.search.race=[[7,1]]", "method.search.max_length=4"),
     *("method.search.starts=4",),
 ]
