@@ -40,7 +40,7 @@ FOLLOWED = 10  # distinct best prompts on the way, about
 SMALL = ["evaluation.draws=32", "evaluation.renders=2", "generator.steps=15"]
 # One scene at hardly any cost: it shows that everything runs, and its numbers say nothing.
 SMOKE = [
-    *("evaluation.draws=2", "evaluation.renders=2", "generator.steps=2", "method.budget=120", "method.draws=1"),
+    *("evaluation.draws=2", "evaluation.renders=2", "generator.steps=2", "method.budget=160", "method.draws=1"),
     *("method.steps=1", "method.prompt_length=3", "method.selection.shortlist=3", "method.selection.draws=2"),
     *("method.selection.finalists=1", "method.selection.steps=2"),
 ]
