@@ -13,18 +13,22 @@ from pipelines import save_clip
 from transformers import (
     AutoImageProcessor,
     AutoTokenizer,
+    BertConfig,
     CLIPModel,
     CLIPProcessor,
     SiglipConfig,
     SiglipModel,
     SiglipProcessor,
     SiglipTokenizer,
+    VisionTextDualEncoderConfig,
+    VisionTextDualEncoderModel,
 )
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
 from ph2p.config.compose import load_config
 from ph2p.errors import UserError
+from ph2p.models.conv_tower import ConvTowerConfig
 from ph2p.models.scorer import load_scorer, pixels_of
 from ph2p.run.build import load_inverter
 
@@ -50,17 +54,29 @@ def save_siglip(folder):
     return folder
 
 
+def save_dual(folder):
+    """A dual encoder for 16-pixel images: CLIP's text tower, tokenizer and processor with a convolutional tower."""
+    clip = CLIPModel.from_pretrained(save_clip(folder))
+    (folder / "config.json").unlink()
+    vision = ConvTowerConfig(widths=(8, 16), hidden_size=16, image_size=16)
+    config = VisionTextDualEncoderConfig.from_vision_text_configs(vision, clip.config.text_config, projection_dim=12)
+    VisionTextDualEncoderModel(config).save_pretrained(folder)
+    return folder
+
+
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
     place = tmp_path_factory.mktemp("scorers")
-    return {"clip": save_clip(place / "clip"), "siglip": save_siglip(place / "siglip")}
+    kinds = {"clip": save_clip, "siglip": save_siglip, "dual": save_dual}
+    return {kind: save(place / kind) for kind, save in kinds.items()}
 
 
-@pytest.fixture(scope="module", params=["clip", "siglip"])
+@pytest.fixture(scope="module", params=["clip", "siglip", "dual"])
 def pair(request, folders):
     """The scorer and what transformers makes of the same folder: its model and its processor."""
     folder = folders[request.param]
     kinds = {"clip": (CLIPModel, CLIPProcessor), "siglip": (SiglipModel, SiglipProcessor)}
+    kinds["dual"] = (VisionTextDualEncoderModel, CLIPProcessor)
     model, processor = kinds[request.param]
     parts = AutoImageProcessor.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
     return load_scorer(folder), model.from_pretrained(folder).eval(), processor(*parts)
@@ -108,7 +124,7 @@ def test_the_two_shape_pictures_in_different_ways(folders):
 
 
 def test_text_features_from_embeddings(folders):
-    for kind in ("clip", "siglip"):
+    for kind in ("clip", "siglip", "dual"):
         scorer = load_scorer(folders[kind]).double()
         ids = scorer.tokenizer(["red dog", "red dog"], add_special_tokens=False, return_tensors="pt").input_ids
         embeddings = scorer.embeddings[ids].clone().requires_grad_()
@@ -170,6 +186,17 @@ def test_a_bad_folder_gives_one_line(folders, tmp_path, damage, message):
     with pytest.raises(UserError, match=message) as caught:
         load_scorer(folder)
     assert "\n" not in str(caught.value)
+
+
+def test_a_dual_encoder_has_clips_text_tower(folders, tmp_path):
+    folder = shutil.copytree(folders["dual"], tmp_path / "dual")
+    content = json.loads((folder / "config.json").read_text())
+    edit(
+        folder / "config.json",
+        text_config=BertConfig().to_dict() | {"vocab_size": content["text_config"]["vocab_size"]},
+    )
+    with pytest.raises(UserError, match="its text tower is a bert, not CLIP's; give the folder"):
+        load_scorer(folder)
 
 
 def test_the_clip_objective_needs_the_generators_tokens(folders, model_overrides, targets, tmp_path):

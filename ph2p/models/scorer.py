@@ -15,6 +15,7 @@ from transformers import (
     CLIPModel,
     PreTrainedTokenizerBase,
     SiglipModel,
+    VisionTextDualEncoderModel,
 )
 from transformers.utils import ModelOutput
 
@@ -26,7 +27,8 @@ from ph2p.models.plain import plain_errors
 from ph2p.models.quiet import quiet
 
 CONFIG = "config.json"
-MODELS = ("clip", "siglip")  # `model_type` in config.json
+DUAL, CLIP_TEXT = "vision-text-dual-encoder", "clip_text_model"
+MODELS = ("clip", "siglip", DUAL)  # `model_type` in config.json
 ADVICE = "give the folder or hub id of a CLIP or SigLIP model of transformers"
 AT_ONCE = 128  # pictures or texts that go through the model
 
@@ -34,11 +36,15 @@ AT_ONCE = 128  # pictures or texts that go through the model
 class Scorer(Frozen):
     """A frozen CLIP or SigLIP model whose cosine similarities score pictures and prompts: features of unit norm.
 
+    Also CLIP's text tower with any image tower of transformers, as a dual encoder: the embedded model's is one.
     Pictures are read as the model's own image processor reads a file of them: in 8 bits.
     """
 
     def __init__(
-        self, model: CLIPModel | SiglipModel, tokenizer: PreTrainedTokenizerBase, processor: BaseImageProcessor
+        self,
+        model: CLIPModel | SiglipModel | VisionTextDualEncoderModel,
+        tokenizer: PreTrainedTokenizerBase,
+        processor: BaseImageProcessor,
     ) -> None:
         super().__init__()
         self.model, self.tokenizer, self.processor = model, tokenizer, processor
@@ -136,6 +142,8 @@ def load_scorer(
 def _load(folder: Path) -> Scorer:
     options: dict[str, Any] = dict(local_files_only=True, trust_remote_code=False)
     config = AutoConfig.from_pretrained(folder, **options)
+    if config.model_type == DUAL and config.text_config.model_type != CLIP_TEXT:
+        raise UserError(f"{folder}: its text tower is a {config.text_config.model_type}, not CLIP's; {ADVICE}")
     tokenizer = AutoTokenizer.from_pretrained(folder, **options)
     processor = AutoImageProcessor.from_pretrained(
         folder, backend="pil", **options
@@ -143,7 +151,7 @@ def _load(folder: Path) -> Scorer:
     # With a wrong id CLIP would pool at the first token, where all prompts look the same. With 2, the value in
     # old configurations, it pools at the highest id of the text instead. SigLIP pools at the last position.
     end = tokenizer.eos_token_id
-    if config.model_type == "clip" and config.text_config.eos_token_id not in (2, end):
+    if config.text_config.model_type == CLIP_TEXT and config.text_config.eos_token_id not in (2, end):
         raise UserError(f"{folder}: eos_token_id of config.json and tokenizer differ; set it to {end}")
     if len(tokenizer) > config.text_config.vocab_size:
         raise UserError(f"{folder}: the tokenizer has more tokens than the model; take both from the same one")

@@ -19,10 +19,10 @@ import lightning as L
 import numpy as np
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
-from transformers import CLIPModel
+from transformers import VisionTextDualEncoderModel
 
 from ph2p.tiny.bars import measure, show
-from ph2p.tiny.recipe.clip import ClipStage, clip_config, load_text_encoder, text_tower
+from ph2p.tiny.recipe.clip import ClipStage, dual_encoder, load_text_encoder
 from ph2p.tiny.recipe.image_tower import ClipImageStage, save_clip
 from ph2p.tiny.recipe.judge import JudgeStage, load_judge, save_judge
 from ph2p.tiny.recipe.scenes import load_scenes
@@ -83,7 +83,7 @@ def run_vae(args: argparse.Namespace, scenes: Scenes, pictures: np.ndarray) -> N
 def run_clip(args: argparse.Namespace, scenes: Scenes, pictures: np.ndarray) -> None:
     stage = ClipStage(args.seed, args.clip_steps, scenes, pictures, load_tokenizer(args.weights))
     train(stage, args)
-    save_half(text_tower(stage.model), args.weights / "text_encoder")
+    save_half(stage.model.text_model, args.weights / "text_encoder")
 
 
 def run_judge(args: argparse.Namespace, scenes: Scenes, pictures: np.ndarray) -> None:
@@ -129,15 +129,16 @@ def unet_stage(args: argparse.Namespace, scenes: Scenes, pictures: np.ndarray) -
     if args.start:
         earlier = UNet2DConditionModel.from_pretrained(args.start / "unet", torch_dtype=torch.float32)
         stage.model["unet"].load_state_dict(earlier.state_dict())
+        stage.model["text_encoder"].requires_grad_(False)  # CLIP's image tower and what was said of words stay true
         stage.average.module.load_state_dict(stage.model.state_dict())
     return stage
 
 
-def earlier_clip(args: argparse.Namespace) -> CLIPModel:
+def earlier_clip(args: argparse.Namespace) -> VisionTextDualEncoderModel:
     """Both towers as the contrastive stage left them, or those of `--start`."""
     if args.start:
-        return CLIPModel.from_pretrained(args.start / "clip", dtype=torch.float32)
-    model = CLIPModel(clip_config(load_tokenizer(args.weights)))
+        return VisionTextDualEncoderModel.from_pretrained(args.start / "clip", dtype=torch.float32)
+    model = dual_encoder(load_tokenizer(args.weights))
     state = torch.load(args.work / "clip" / "last.ckpt", weights_only=True)["state_dict"]
     towers = {name: value for name, value in state.items() if name.startswith("model.")}
     model.load_state_dict({name.removeprefix("model."): value for name, value in towers.items()})
@@ -167,7 +168,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--clip-steps", type=int, default=1_000)
     parser.add_argument("--judge-steps", type=int, default=5_000)
     parser.add_argument("--unet-steps", type=int, default=12_000)
-    parser.add_argument("--clip-image-steps", type=int, default=2_000)
+    parser.add_argument("--clip-image-steps", type=int, default=3_000)
     parser.add_argument(
         "--precision", choices=("bf16-mixed", "32-true"), default="bf16-mixed", help="32-true: CPUs without bfloat16"
     )

@@ -6,29 +6,43 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers import CLIPConfig, CLIPModel, CLIPTextModel, CLIPTokenizer
+from transformers import (
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTokenizer,
+    VisionTextDualEncoderConfig,
+    VisionTextDualEncoderModel,
+)
 
+from ph2p.models.conv_tower import WIDTHS, ConvTowerConfig
 from ph2p.tiny.recipe.judge import HEADS, reading_loss, truths, turned
-from ph2p.tiny.recipe.scenes import IMAGE_SIZE, to_unit
+from ph2p.tiny.recipe.scenes import to_unit
 from ph2p.tiny.recipe.stage import Stage
 from ph2p.tiny.recipe.tokenizer import CONTEXT_LENGTH, tokenize
 from ph2p.world.captions import random_caption
 from ph2p.world.scenes import Scene
 
 
-def clip_config(tokenizer: CLIPTokenizer) -> CLIPConfig:
-    width = {"hidden_size": 128, "intermediate_size": 512, "num_attention_heads": 4, "projection_dim": 128}
-    text = {
-        **width,
-        "num_hidden_layers": 3,
-        "vocab_size": len(tokenizer),
-        "max_position_embeddings": CONTEXT_LENGTH,
-        "bos_token_id": tokenizer.bos_token_id,
-        "eos_token_id": tokenizer.eos_token_id,
-        "pad_token_id": tokenizer.pad_token_id,
-    }
-    vision = {**width, "num_hidden_layers": 4, "image_size": IMAGE_SIZE, "patch_size": 8}
-    return CLIPConfig(text_config=text, vision_config=vision, projection_dim=128)
+def dual_encoder(tokenizer: CLIPTokenizer) -> VisionTextDualEncoderModel:
+    """Both towers from nothing: CLIP's of text, a convolutional one of pictures.
+
+    A convolution knows from the start that a thing is itself wherever it stands. A vision transformer, or a ConvNeXt,
+    would have to learn that first (README.md has the figures).
+    """
+    text = CLIPTextConfig(
+        hidden_size=128,
+        intermediate_size=512,
+        num_attention_heads=4,
+        num_hidden_layers=3,
+        vocab_size=len(tokenizer),
+        max_position_embeddings=CONTEXT_LENGTH,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    text._attn_implementation = "eager"  # the fused attention's bf16 backward is slower on CPUs
+    config = VisionTextDualEncoderConfig.from_vision_text_configs(ConvTowerConfig(), text, projection_dim=128)
+    return VisionTextDualEncoderModel(config)
 
 
 class ClipStage(Stage):
@@ -46,10 +60,8 @@ class ClipStage(Stage):
         self.scenes, self.pictures, self.tokenizer = scenes, pictures, tokenizer
         grounds = np.array([scene.background for scene in scenes])
         self._alike = [np.flatnonzero(grounds == ground) for ground in np.unique(grounds)]
-        config = clip_config(tokenizer)
-        config._attn_implementation = "eager"  # the fused attention's bf16 backward is slower on CPUs
-        self.model = CLIPModel(config).train()
-        self.classifiers = nn.ModuleDict({name: nn.Linear(128, size) for name, size in HEADS.items()})
+        self.model = dual_encoder(tokenizer).train()
+        self.classifiers = nn.ModuleDict({name: nn.Linear(WIDTHS[-1], size) for name, size in HEADS.items()})
 
     def trained(self) -> nn.Module:
         return nn.ModuleDict({"clip": self.model, "class_": self.classifiers})  # a last layer, to `split_parameters`
@@ -60,7 +72,7 @@ class ClipStage(Stage):
         captions = [random_caption(scene, rng, keep=0.9) for scene in scenes]
         ids = tokenize(self.tokenizer, captions, self.device)
         images = turned(to_unit(pictures, self.device), generator, resize=0.05)  # or "small" would be "medium"
-        images = worn(images, generator)
+        images = worn(warped(images, generator), generator)
         seen = self.model(input_ids=ids, pixel_values=images, return_loss=True)
         said = {name: head(seen.vision_model_output.pooler_output) for name, head in self.classifiers.items()}
         truth = {name: torch.from_numpy(values).to(self.device) for name, values in truths(scenes).items()}
@@ -79,25 +91,26 @@ class ClipStage(Stage):
         return rng.choice(np.concatenate([self._alike[i] for i in two]), size=size)
 
 
+def warped(images: Tensor, generator: torch.Generator) -> Tensor:
+    """Bend half of the images (B, 3, H, W): the points of a 4x4 net move, with a deviation of up to 4 pixels of 64."""
+    count, _, height, width = images.shape
+    draw = torch.rand(count, 1, 1, 1, generator=generator, device=images.device)
+    strength = 0.24 * (draw - 0.5).clamp(min=0)
+    moves = strength * torch.randn(count, 2, 4, 4, generator=generator, device=images.device)
+    moves = functional.interpolate(moves, (height, width), mode="bicubic", align_corners=True)
+    still = functional.affine_grid(
+        torch.eye(2, 3, device=images.device)[None], [1, 3, height, width], align_corners=False
+    )
+    grid = still + moves.permute(0, 2, 3, 1)
+    return functional.grid_sample(images, grid, padding_mode="border", align_corners=False)
+
+
 def worn(images: Tensor, generator: torch.Generator) -> Tensor:
     """Blur half of the images (B, 3, H, W) and lay up to 10 % of noise on all, as painted pictures have it."""
     soft = functional.avg_pool2d(functional.pad(images, (1, 1, 1, 1), mode="replicate"), 3, stride=1)
     draw = torch.rand(2, len(images), 1, 1, 1, generator=generator, device=images.device)
     mixed = torch.where(draw[0] < 0.5, images, soft)
     return mixed + 0.1 * draw[1] * torch.randn(images.shape, generator=generator, device=images.device)
-
-
-def text_tower(model: CLIPModel) -> CLIPTextModel:
-    """The text tower of a CLIP model, as the diffusion pipeline wants it."""
-    encoder = CLIPTextModel(model.config.text_config)
-    source = model.text_model.state_dict()
-    encoder.load_state_dict({k: source[k.removeprefix("text_model.")] for k in encoder.state_dict()})
-    return encoder
-
-
-def set_text_tower(model: CLIPModel, text_encoder: CLIPTextModel) -> None:
-    """Give a CLIP model the text tower of the diffusion pipeline."""
-    model.text_model.load_state_dict({k.removeprefix("text_model."): v for k, v in text_encoder.state_dict().items()})
 
 
 def load_text_encoder(weights: Path) -> CLIPTextModel:

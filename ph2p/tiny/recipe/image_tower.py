@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
-from transformers import CLIPModel, CLIPTokenizer
+from transformers import CLIPTokenizer, VisionTextDualEncoderModel
 
-from ph2p.tiny.recipe.clip import ClipStage, load_text_encoder, set_text_tower
+from ph2p.tiny.recipe.clip import ClipStage, load_text_encoder
 from ph2p.tiny.recipe.scenes import IMAGE_SIZE, to_unit
 from ph2p.tiny.recipe.stage import whole
 from ph2p.tiny.recipe.tokenizer import load_tokenizer, tokenize
@@ -26,11 +26,11 @@ class ClipImageStage(ClipStage):
 
     Half of a batch is siblings: scenes that differ in nothing but the noun, so that the noun is learnt. And half of
     the pictures are what the U-Net makes of them (`repaint`): a tower that saw clean pictures alone misread painted
-    ones. Of the clean ones, half have their things `in_other_colours`.
+    ones. The things of clean ones are `redrawn`.
     """
 
-    name, lr = "clip_image", 1e-3
-    families = 8  # of siblings in a batch
+    name, batch_size = "clip_image", 128
+    families = 4  # of siblings in a batch
     siblings = 16  # scenes in a family
     known = 500  # families
     again = 8_000  # scenes that are repainted
@@ -42,12 +42,12 @@ class ClipImageStage(ClipStage):
         scenes: list[Scene],
         pictures: np.ndarray,
         weights: Path,
-        earlier: CLIPModel,
+        earlier: VisionTextDualEncoderModel,
         work: Path,
     ):
         super().__init__(seed, steps, scenes, pictures, load_tokenizer(weights))
         self.model.load_state_dict(earlier.state_dict())
-        set_text_tower(self.model, load_text_encoder(weights))
+        self.model.text_model.load_state_dict(load_text_encoder(weights).state_dict())
         self.model.text_model.requires_grad_(False)
         rng = np.random.default_rng([seed, 77])
         self.related = [siblings(scene, self.siblings, rng) for scene in scenes[: self.known]]
@@ -68,33 +68,51 @@ class ClipImageStage(ClipStage):
         chosen = rng.choice(len(self.related), size=self.families)
         related = [sibling for i in chosen for sibling in self.related[i]]
         families = [
-            in_other_colours(self.related[i], self.painted[i], rng) if k % 2 else self.painted_again[i]
+            redrawn(self.related[i], self.painted[i], rng) if k % 2 else self.painted_again[i]
             for k, i in enumerate(chosen)
         ]
         size = self.batch_size - len(related)
         again = rng.integers(len(self.pictures_again), size=size // 2)
         rows = self.rows(rng, size - size // 2)
         scenes = [self.scenes[i] for i in rows]
-        clean = in_other_colours(scenes, self.pictures[rows], rng)
+        clean = redrawn(scenes, self.pictures[rows], rng)
         pictures = np.concatenate([*families, self.pictures_again[again], clean])
         return related + [self.scenes[i] for i in again] + scenes, pictures
 
 
-def in_other_colours(scenes: list[Scene], pictures: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """The pictures (N, 64, 64, 3) uint8, every second one with its things in colours that nobody drew.
+def redrawn(scenes: list[Scene], pictures: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """The pictures (N, 64, 64, 3) uint8 with their things as no hand drew them: in every second picture in other
+    colours, in every fourth in flat areas with dark outlines.
 
-    A noun has four drawings in training, and their colours would be learnt by heart. Shapes keep theirs, which their
+    A noun has six drawings in training, which would be learnt by heart. Shapes keep their colours, which their
     captions name.
     """
     changed = pictures.astype(np.float32)
-    for picture, scene in zip(changed[::2], scenes[::2], strict=True):
+    for number, (picture, scene) in enumerate(zip(changed, scenes, strict=True)):
+        if number % 4 == 3:
+            continue
         for thing in scene.things:
             if isinstance(thing, Pictured):
                 mask = object_mask(thing, IMAGE_SIZE)[..., None]
-                mix = np.eye(3) + 0.35 * rng.standard_normal((3, 3))
-                other = (picture - 127.5) @ mix + 127.5 + 32 * rng.standard_normal(3)
-                picture += mask * (other.clip(0, 255) - picture)
+                other = outlined(picture, rng) if number % 2 else in_other_colours(picture, rng)
+                picture += mask * (other - picture)
     return changed.round().astype(np.uint8)
+
+
+def in_other_colours(picture: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Mix the three colours of a picture (H, W, 3) in [0, 255] at random and shift them."""
+    mix = np.eye(3) + 0.35 * rng.standard_normal((3, 3))
+    return ((picture - 127.5) @ mix + 127.5 + 32 * rng.standard_normal(3)).clip(0, 255)
+
+
+def outlined(picture: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Give a picture (H, W, 3) in [0, 255] four to six levels of each colour, and darken where a pixel differs from
+    the next."""
+    levels = rng.integers(3, 6)
+    flat = (picture / 255 * levels).round() * 255 / levels
+    steps = [np.abs(np.diff(picture, axis=axis, append=0)).sum(-1, keepdims=True) for axis in (0, 1)]
+    steps[0][-1], steps[1][:, -1] = 0, 0  # nothing comes after the last row and column
+    return flat * (1 - (sum(steps) / 100).clip(0, 1))
 
 
 def siblings(scene: Scene, number: int, rng: np.random.Generator) -> list[Scene]:
@@ -132,7 +150,7 @@ def repaint(weights: Path, tokenizer: CLIPTokenizer, scenes: list[Scene], pictur
     return np.concatenate(parts)
 
 
-def save_clip(model: CLIPModel, weights: Path) -> None:
+def save_clip(model: VisionTextDualEncoderModel, weights: Path) -> None:
     """Write `clip/`: both towers, tokenizer and preprocessing."""
     preprocessing = {
         "image_processor_type": "CLIPImageProcessor",

@@ -4,7 +4,6 @@ CLIP was tuned on what the U-Net paints, so figures about painted pictures are n
 """
 
 import math
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional
 
+from ph2p.models.conv_tower import WIDTHS, pooled, stages
 from ph2p.tiny.recipe.scenes import IMAGE_SIZE, to_unit
 from ph2p.tiny.recipe.stage import Stage, whole
 from ph2p.world import scenes as world
@@ -21,7 +21,6 @@ from ph2p.world.scenes import COLOURS, PLACES, Pictured, Scene, Thing
 NOUNS, GROUNDS = tuple(world.NOUNS), tuple(COLOURS)
 WHERE = (*PLACES, "one above the other", "side by side")
 HEADS = {"noun": len(NOUNS), "colour": len(GROUNDS), "background": len(GROUNDS), "where": len(WHERE)}
-WIDTHS = (32, 64, 128, 256)
 
 
 class Judge(nn.Module):
@@ -29,36 +28,19 @@ class Judge(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        widths = [3, *WIDTHS]
-        self.stages = nn.ModuleList(_Block(a, b) for a, b in pairwise(widths))
+        self.stages = stages(WIDTHS)
         self.heads = nn.ModuleDict({name: nn.Linear(WIDTHS[-1], size) for name, size in HEADS.items()})
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """Return logits (B, classes) by head."""
-        for stage in self.stages:
-            images = stage(images)
-        pooled = images.mean((2, 3)) + images.amax((2, 3))  # (B, 256)
-        return {name: head(pooled) for name, head in self.heads.items()}
-
-
-class _Block(nn.Module):
-    """Halve the picture, then one residual branch."""
-
-    def __init__(self, inside: int, outside: int):
-        super().__init__()
-        self.down = nn.Conv2d(inside, outside, 3, stride=2, padding=1)
-        self.norms = nn.ModuleList(nn.GroupNorm(8, outside) for _ in range(2))
-        self.branch = nn.Conv2d(outside, outside, 3, padding=1)
-
-    def forward(self, images: Tensor) -> Tensor:
-        images = functional.silu(self.norms[0](self.down(images)))
-        return images + functional.silu(self.norms[1](self.branch(images)))
+        seen = pooled(self.stages(images))  # (B, 256)
+        return {name: head(seen) for name, head in self.heads.items()}
 
 
 class JudgeStage(Stage):
     """Train the judge on training scenes that are turned, and tinted, blurred and noisy in other ways than CLIP's.
 
-    Half of them come in wrong colours, and there only nouns and places are read: a noun has four drawings in training,
+    Half of them come in wrong colours, and there only nouns and places are read: a noun has few drawings in training,
     and without that their colours are learnt by heart.
     """
 

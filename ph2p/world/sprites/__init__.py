@@ -1,4 +1,4 @@
-"""The sprites: 120 things in five hands, one atlas a hand, drawn by nobody here (see NOTICE)."""
+"""The sprites: 120 things in seven hands, one atlas a hand, drawn by nobody here (see NOTICE)."""
 
 import csv
 import functools
@@ -7,7 +7,7 @@ from pathlib import Path
 from PIL import Image
 
 HERE = Path(__file__).parent
-STYLES = ("fluent-emoji-flat", "fluent-emoji", "noto", "noto-v1")  # the hands that training shows
+STYLES = ("fluent-emoji-flat", "fluent-emoji", "noto", "noto-v1", "twemoji", "emojione")  # that training shows
 HELD_OUT_STYLE = "fxemoji"  # the hand of the validation and test scenes
 SIDE = 64  # pixels of a sprite
 COLUMNS = 12  # sprites in a row of an atlas

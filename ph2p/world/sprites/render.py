@@ -1,7 +1,7 @@
 """Draw the atlases anew from the icon sets that NOTICE names.
 
     npm install @iconify-json/fluent-emoji-flat @iconify-json/fluent-emoji @iconify-json/noto \
-        @iconify-json/noto-v1 @iconify-json/fxemoji emojibase-data
+        @iconify-json/noto-v1 @iconify-json/twemoji @iconify-json/emojione @iconify-json/fxemoji emojibase-data
     pip install 'ph2p[sprites]'
     python -m ph2p.world.sprites.render --packages node_modules
 """
