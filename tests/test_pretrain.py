@@ -11,8 +11,8 @@ from safetensors.torch import load_file
 from ph2p.models.generators import load_generator
 from ph2p.models.scorer import load_scorer
 from ph2p.tiny import bars, pretrain
-from ph2p.tiny.recipe.image_tower import ClipImageStage, redrawn, siblings
-from ph2p.tiny.recipe.judge import HEADS, NOUNS, Judge, JudgeStage, disturbed, load_judge, save_judge, truths
+from ph2p.tiny.recipe.image_tower import ClipImageStage, misnamed, redrawn, siblings
+from ph2p.tiny.recipe.judge import HEADS, NOUNS, Judge, JudgeStage, disturbed, load_judge, noun_of, save_judge, truths
 from ph2p.tiny.recipe.muon import Muon, orthogonal, split_parameters
 from ph2p.tiny.recipe.scenes import load_scenes, to_unit
 from ph2p.tiny.recipe.stage import STAGES, fit, whole
@@ -127,6 +127,16 @@ def test_things_are_redrawn_in_three_pictures_of_four_and_nothing_else_is() -> N
         touched = np.any([object_mask(thing) > 0 for thing in things], axis=0) & (k % 4 != 3)
         assert (before == after)[~np.broadcast_to(touched, before.shape[:2])].all()
         assert (before != after).any() == bool(things and k % 4 != 3)
+
+
+def test_a_misnamed_scene_has_one_noun_that_is_not_there() -> None:
+    for index in range(30):
+        scene = world.scene("train", index)
+        nouns, others = (
+            [noun_of(thing) for thing in one.things] for one in (scene, misnamed(scene, np.random.default_rng(index)))
+        )
+        changed = [k for k, (before, after) in enumerate(zip(nouns, others, strict=True)) if before != after]
+        assert len(changed) == 1 and others[changed[0]] not in nouns
 
 
 @pytest.mark.parametrize("index", range(6))

@@ -13,6 +13,7 @@ from transformers import (
     VisionTextDualEncoderConfig,
     VisionTextDualEncoderModel,
 )
+from transformers.models.clip.modeling_clip import CLIPOutput
 
 from ph2p.models.conv_tower import WIDTHS, ConvTowerConfig
 from ph2p.tiny.recipe.judge import HEADS, reading_loss, truths, turned
@@ -76,7 +77,12 @@ class ClipStage(Stage):
         seen = self.model(input_ids=ids, pixel_values=images, return_loss=True)
         said = {name: head(seen.vision_model_output.pooler_output) for name, head in self.classifiers.items()}
         truth = {name: torch.from_numpy(values).to(self.device) for name, values in truths(scenes).items()}
-        return seen.loss + reading_loss(said, truth)
+        return self.contrast(seen, scenes, rng) + reading_loss(said, truth)
+
+    def contrast(self, seen: CLIPOutput, scenes: list[Scene], rng: np.random.Generator) -> Tensor:
+        """The contrastive loss of a batch, in which its scenes may have more to say than their captions."""
+        loss: Tensor = seen.loss
+        return loss
 
     def pairs(self, rng: np.random.Generator) -> tuple[list[Scene], np.ndarray]:
         """The scenes of a batch and their pictures (batch, 64, 64, 3)."""

@@ -8,15 +8,19 @@ from pathlib import Path
 import numpy as np
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
+from torch import Tensor
+from torch.nn import functional
 from transformers import CLIPTokenizer, VisionTextDualEncoderModel
+from transformers.models.clip.modeling_clip import CLIPOutput
 
 from ph2p.tiny.recipe.clip import ClipStage, load_text_encoder
+from ph2p.tiny.recipe.judge import noun_of
 from ph2p.tiny.recipe.scenes import IMAGE_SIZE, to_unit
 from ph2p.tiny.recipe.stage import whole
 from ph2p.tiny.recipe.tokenizer import load_tokenizer, tokenize
 from ph2p.tiny.recipe.unet import make_scheduler
 from ph2p.world import scenes as world
-from ph2p.world.captions import canonical_caption
+from ph2p.world.captions import canonical_caption, random_caption
 from ph2p.world.drawing import object_mask, render
 from ph2p.world.scenes import Pictured, Scene
 
@@ -26,13 +30,15 @@ class ClipImageStage(ClipStage):
 
     Half of a batch is siblings: scenes that differ in nothing but the noun, so that the noun is learnt. And half of
     the pictures are what the U-Net makes of them (`repaint`): a tower that saw clean pictures alone misread painted
-    ones. The things of clean ones are `redrawn`.
+    ones. The things of clean ones are `redrawn`. Every picture is also held against captions that are wrong in a noun
+    (Yuksekgonul et al. 2023, arXiv 2210.01936).
     """
 
     name, batch_size = "clip_image", 128
     families = 4  # of siblings in a batch
     siblings = 16  # scenes in a family
     known = 500  # families
+    wrong = 2  # captions a picture
     again = 8_000  # scenes that are repainted
 
     def __init__(
@@ -78,6 +84,25 @@ class ClipImageStage(ClipStage):
         clean = redrawn(scenes, self.pictures[rows], rng)
         pictures = np.concatenate([*families, self.pictures_again[again], clean])
         return related + [self.scenes[i] for i in again] + scenes, pictures
+
+    def contrast(self, seen: CLIPOutput, scenes: list[Scene], rng: np.random.Generator) -> Tensor:
+        captions = [random_caption(misnamed(scene, rng), rng, keep=0.9) for scene in scenes for _ in range(self.wrong)]
+        ids = tokenize(self.tokenizer, captions, self.device)
+        ids = ids[:, : int((ids == self.tokenizer.eos_token_id).int().argmax(1).max()) + 1]  # no padding: it is causal
+        features = functional.normalize(self.model.get_text_features(input_ids=ids).pooler_output, dim=-1)
+        false = torch.einsum("be,bwe->bw", seen.image_embeds, features.view(len(scenes), self.wrong, -1))
+        true = (seen.image_embeds * seen.text_embeds).sum(-1, keepdim=True)
+        logits = self.model.logit_scale.exp() * torch.cat([true, false], 1)  # (B, 1 + wrong)
+        return super().contrast(seen, scenes, rng) - logits.log_softmax(1)[:, 0].mean()
+
+
+def misnamed(scene: Scene, rng: np.random.Generator) -> Scene:
+    """The scene with another noun for one of its objects."""
+    place = int(rng.integers(len(scene.things)))
+    thing = scene.things[place]
+    nouns = [noun for noun in world.alike(thing) if noun not in map(noun_of, scene.things)]
+    other = world.renamed(thing, str(rng.choice(nouns)), rng)
+    return replace(scene, things=(*scene.things[:place], other, *scene.things[place + 1 :]))
 
 
 def redrawn(scenes: list[Scene], pictures: np.ndarray, rng: np.random.Generator) -> np.ndarray:
