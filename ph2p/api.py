@@ -156,7 +156,7 @@ def score(
     _check(image, single=True)
     _check_keys(inverter, overrides, options)
     with _quiet():
-        inverter = inverter or load_inverter(overrides, **options)
+        inverter = inverter or _load(overrides, **options)
         target = _target(image, 0, inverter)
         if isinstance(target, TargetError):
             raise target
@@ -170,8 +170,16 @@ def load_inverter(overrides: Sequence[str] | Config = (), **options: Any) -> Inv
     The keywords are those of `ph2p.config.keywords.as_overrides`: options of the groups, a path or hub id as
     `generator` or `scorer`, `device`, any key of the method, `evaluation`, `batch_size`, `seed`, `fit`. `overrides` are
     words of the command line, such as `["method=ph2p", "generator.steps=20"]`, or a whole `load_config(...)`.
-    Raises UserError, one line, for anything wrong in them and for a model that cannot be loaded.
+    Raises UserError, one line, for anything wrong in them and for a model that cannot be loaded; warns where
+    `method.fluency` has no language model.
     """
+    inverter = _load(overrides, **options)
+    if advice := inverter.cfg.method.advice:
+        warnings.warn(advice, stacklevel=2)
+    return inverter
+
+
+def _load(overrides: Sequence[str] | Config, **options: Any) -> Inverter:
     if isinstance(overrides, str):
         raise UserError(f"{overrides}: give a list of keys, as in [{overrides!r}]")
     words = as_overrides(**options)

@@ -243,6 +243,16 @@ def test_filters_and_levels_stay_as_they_were(model_overrides, file):
     assert list(warnings.filters) == before and logger.level == level
 
 
+def test_a_fluency_without_a_language_model_is_said(model_overrides, file):
+    small = ["debug=quick", "method.prompt_length=4", "method.search.max_length=6", "trainer=cpu"]
+    words = [*model_overrides, *small, "method.language_model=null"]
+    with pytest.warns(UserWarning, match=r"^No language model weighs how prompts read: method\.language_model="):
+        load_inverter(words)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        score(file, "red dog", words)  # a text is given, and nothing is weighed
+
+
 def test_progress_is_shown_when_asked_for(inverter, file, capsys):
     invert([file, file], inverter=inverter)
     assert capsys.readouterr().out == ""

@@ -140,6 +140,13 @@ class MethodConfig:
         return self.fluency > 0 and self.language_model is not None
 
     @property
+    def advice(self) -> str | None:
+        """What would make a wish come true that has no effect as it is; None if there is none."""
+        if self.fluency and not self.fluent:
+            return "No language model weighs how prompts read: method.language_model=distilbert/distilgpt2 is one"
+        return None
+
+    @property
     def written(self) -> bool:
         """Whether prompts are captions that nothing changes: they may hold any word."""
         return self.init == "caption" and self.optimizer is None and self.search is None

@@ -89,8 +89,8 @@ def _announce(work: Work, ranks: Ranks, state: Standing, wanted: int) -> None:
     place = f" on {ranks.world} ranks" if ranks.world > 1 else ""
     method, folder = work.cfg.method.name, work.results.folder
     work.screen.say(f"Inverting {wanted} images{place}{before} with {method}; results in {folder}/")
-    if (options := work.cfg.method).fluency and not options.fluent:
-        work.screen.say("No language model weighs how prompts read: method.language_model=distilbert/distilgpt2 is one")
+    if advice := work.cfg.method.advice:
+        work.screen.say(advice)
     if count := len(work.targets.skipped):
         work.screen.say(f"{count} {_files(count)} passed over, listed in {folder}/passed-over.txt")
 
