@@ -77,10 +77,12 @@ class ClipStage(Stage):
         seen = self.model(input_ids=ids, pixel_values=images, return_loss=True)
         said = {name: head(seen.vision_model_output.pooler_output) for name, head in self.classifiers.items()}
         truth = {name: torch.from_numpy(values).to(self.device) for name, values in truths(scenes).items()}
-        return self.contrast(seen, scenes, rng) + reading_loss(said, truth)
+        return self.contrast(seen, said, scenes, rng) + reading_loss(said, truth)
 
-    def contrast(self, seen: CLIPOutput, scenes: list[Scene], rng: np.random.Generator) -> Tensor:
-        """The contrastive loss of a batch, in which its scenes may have more to say than their captions."""
+    def contrast(
+        self, seen: CLIPOutput, said: dict[str, Tensor], scenes: list[Scene], rng: np.random.Generator
+    ) -> Tensor:
+        """The contrastive loss of a batch of scenes and of what their pictures are taken for, logits by head."""
         loss: Tensor = seen.loss
         return loss
 

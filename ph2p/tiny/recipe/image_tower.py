@@ -14,7 +14,7 @@ from transformers import CLIPTokenizer, VisionTextDualEncoderModel
 from transformers.models.clip.modeling_clip import CLIPOutput
 
 from ph2p.tiny.recipe.clip import ClipStage, load_text_encoder
-from ph2p.tiny.recipe.judge import noun_of
+from ph2p.tiny.recipe.judge import NOUNS, noun_of
 from ph2p.tiny.recipe.scenes import IMAGE_SIZE, to_unit
 from ph2p.tiny.recipe.stage import whole
 from ph2p.tiny.recipe.tokenizer import load_tokenizer, tokenize
@@ -30,8 +30,8 @@ class ClipImageStage(ClipStage):
 
     Half of a batch is siblings: scenes that differ in nothing but the noun, so that the noun is learnt. And half of
     the pictures are what the U-Net makes of them (`repaint`): a tower that saw clean pictures alone misread painted
-    ones. The things of clean ones are `redrawn`. Every picture is also held against captions that are wrong in a noun
-    (Yuksekgonul et al. 2023, arXiv 2210.01936).
+    ones. The things of clean ones are `redrawn`. Every picture is also held against captions that are wrong in a noun,
+    one for which it is easily taken (Yuksekgonul et al. 2023, arXiv 2210.01936).
     """
 
     name, batch_size = "clip_image", 128
@@ -85,23 +85,27 @@ class ClipImageStage(ClipStage):
         pictures = np.concatenate([*families, self.pictures_again[again], clean])
         return related + [self.scenes[i] for i in again] + scenes, pictures
 
-    def contrast(self, seen: CLIPOutput, scenes: list[Scene], rng: np.random.Generator) -> Tensor:
-        captions = [random_caption(misnamed(scene, rng), rng, keep=0.9) for scene in scenes for _ in range(self.wrong)]
-        ids = tokenize(self.tokenizer, captions, self.device)
+    def contrast(
+        self, seen: CLIPOutput, said: dict[str, Tensor], scenes: list[Scene], rng: np.random.Generator
+    ) -> Tensor:
+        likely = said["noun"].detach().float().cpu().numpy()  # (B, nouns)
+        others = [misnamed(s, row, rng) for s, row in zip(scenes, likely, strict=True) for _ in range(self.wrong)]
+        ids = tokenize(self.tokenizer, [random_caption(scene, rng, keep=0.9) for scene in others], self.device)
         ids = ids[:, : int((ids == self.tokenizer.eos_token_id).int().argmax(1).max()) + 1]  # no padding: it is causal
         features = functional.normalize(self.model.get_text_features(input_ids=ids).pooler_output, dim=-1)
         false = torch.einsum("be,bwe->bw", seen.image_embeds, features.view(len(scenes), self.wrong, -1))
         true = (seen.image_embeds * seen.text_embeds).sum(-1, keepdim=True)
         logits = self.model.logit_scale.exp() * torch.cat([true, false], 1)  # (B, 1 + wrong)
-        return super().contrast(seen, scenes, rng) - logits.log_softmax(1)[:, 0].mean()
+        return super().contrast(seen, said, scenes, rng) - logits.log_softmax(1)[:, 0].mean()
 
 
-def misnamed(scene: Scene, rng: np.random.Generator) -> Scene:
-    """The scene with another noun for one of its objects."""
+def misnamed(scene: Scene, likely: np.ndarray, rng: np.random.Generator) -> Scene:
+    """The scene with another noun for one of its objects, one of the five likeliest by their logits (nouns,)."""
     place = int(rng.integers(len(scene.things)))
     thing = scene.things[place]
     nouns = [noun for noun in world.alike(thing) if noun not in map(noun_of, scene.things)]
-    other = world.renamed(thing, str(rng.choice(nouns)), rng)
+    nouns.sort(key=lambda noun: -likely[NOUNS.index(noun)])
+    other = world.renamed(thing, nouns[int(rng.integers(5))], rng)
     return replace(scene, things=(*scene.things[:place], other, *scene.things[place + 1 :]))
 
 
