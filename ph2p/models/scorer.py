@@ -19,6 +19,7 @@ from transformers import (
 )
 from transformers.utils import ModelOutput
 
+import ph2p.models.conv_tower  # noqa: F401  it makes itself known to transformers
 from ph2p.errors import UserError
 from ph2p.models import hub, pretrained
 from ph2p.models.frozen import Frozen, context_length, frame_prompt, prompt_start, soft_prompt

@@ -168,7 +168,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--clip-steps", type=int, default=1_000)
     parser.add_argument("--judge-steps", type=int, default=5_000)
     parser.add_argument("--unet-steps", type=int, default=12_000)
-    parser.add_argument("--clip-image-steps", type=int, default=3_000)
+    parser.add_argument("--clip-image-steps", type=int, default=6_000)
     parser.add_argument(
         "--precision", choices=("bf16-mixed", "32-true"), default="bf16-mixed", help="32-true: CPUs without bfloat16"
     )
