@@ -18,7 +18,7 @@ from ph2p.config.keywords import as_overrides
 from ph2p.config.schema import Config
 from ph2p.config.words import Word
 from ph2p.data import Target, TargetError, together
-from ph2p.data.images import complaint, convert, read_image
+from ph2p.data.images import TAKES, as_pillow, complaint, convert, read_image
 from ph2p.data.sets import WEIGHT, require_weight
 from ph2p.errors import UserError
 from ph2p.evaluation.result import InversionResult
@@ -31,7 +31,6 @@ from ph2p.run import build
 ImageLike = str | Path | Image.Image | np.ndarray | Tensor
 Result = InversionResult | TargetError
 WITHOUT_EFFECT = ("data", "name", "output", "logger", "resume", "ckpt_path", "shard")  # keys of a command's run
-TAKES = "give a path, a Pillow image, an array (H, W, 3) or a tensor (3, H, W), or a list of them"
 
 
 @overload
@@ -270,28 +269,6 @@ def _target(picture: ImageLike, number: int, inverter: Inverter) -> Target | Tar
         return TargetError(f"{name}: {error}")
     except Exception as error:  # Pillow decodes late, and raises nearly anything on broken bytes
         return TargetError(f"{name}: {complaint(None, error)}")
-
-
-def as_pillow(picture: np.ndarray | Tensor) -> Image.Image:
-    """An array (H, W), (H, W, 1), (H, W, 3) or (H, W, 4), or a tensor with the channels first, as a Pillow image.
-
-    Values are uint8, or floats in [0, 1], which are rounded to 8 bits. Raises UserError for any other.
-    """
-    shape = f"{'x'.join(map(str, picture.shape))} {type(picture).__name__}"
-    if isinstance(picture, Tensor):
-        picture = picture.detach().cpu()
-        picture = picture.double() if picture.is_floating_point() else picture  # NumPy has no bfloat16
-        picture = (picture.movedim(0, -1) if picture.ndim == 3 else picture).numpy()
-    pixels = picture[..., None] if picture.ndim == 2 else picture  # (H, W, channels)
-    if pixels.ndim != 3 or pixels.shape[2] not in (1, 3, 4) or not pixels.size:
-        raise UserError(f"{shape}: {TAKES}")
-    if np.issubdtype(pixels.dtype, np.floating):
-        if not (pixels.min() >= 0 and pixels.max() <= 1):  # NaN neither
-            raise UserError(f"{shape}: its values lie outside [0, 1]; bring them there, or give uint8")
-        pixels = (pixels * 255).round().astype(np.uint8)
-    if pixels.dtype != np.uint8:
-        raise UserError(f"{shape}: {pixels.dtype} values; give uint8, or floats in [0, 1]")
-    return Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)
 
 
 @contextmanager

@@ -11,8 +11,8 @@ import torch
 from PIL import Image
 
 from ph2p import TargetError, UserError, invert, load_config, load_inverter, score
-from ph2p.api import as_pillow
 from ph2p.config.keywords import as_overrides
+from ph2p.data.images import as_pillow
 from ph2p.evaluation.score import as_lines
 
 SMALL = ["method=random", "method.budget=200", "method.restarts=4", "method.prompt_length=4"]

@@ -24,6 +24,7 @@ LARGEST_TEXT = PngImagePlugin.MAX_TEXT_MEMORY  # bytes; programs that paint keep
 UNABLE = ("unsupported", "not supported", "unknown", "unrecognized", "not available", "not installed")
 
 Size = tuple[int, int] | int  # (height, width) in pixels, or one number for a square
+TAKES = "give a path, a Pillow image, an array (H, W, 3) or a tensor (3, H, W), or a list of them"
 
 
 class TargetError(UserError):
@@ -81,6 +82,30 @@ def convert(image: Image.Image, image_size: Size, fit: str) -> Picture:
     fitted = _fitted(image, *as_size(image_size), fit)
     pixels = torch.from_numpy(np.array(fitted, dtype=np.float32) / 255)  # (H, W, 3)
     return Picture(pixels.permute(2, 0, 1).contiguous(), notes)
+
+
+def as_pillow(picture: np.ndarray | Tensor) -> Image.Image:
+    """An array (H, W), (H, W, 1), (H, W, 3) or (H, W, 4), or a tensor with the channels first, as a Pillow image.
+
+    Values are uint8, or floats in [0, 1], which are rounded to 8 bits. Raises UserError for any other.
+    """
+    import torch
+
+    shape = f"{'x'.join(map(str, picture.shape))} {type(picture).__name__}"
+    if isinstance(picture, torch.Tensor):
+        picture = picture.detach().cpu()
+        picture = picture.double() if picture.is_floating_point() else picture  # NumPy has no bfloat16
+        picture = (picture.movedim(0, -1) if picture.ndim == 3 else picture).numpy()
+    pixels = picture[..., None] if picture.ndim == 2 else picture  # (H, W, channels)
+    if pixels.ndim != 3 or pixels.shape[2] not in (1, 3, 4) or not pixels.size:
+        raise UserError(f"{shape}: {TAKES}")
+    if np.issubdtype(pixels.dtype, np.floating):
+        if not (pixels.min() >= 0 and pixels.max() <= 1):  # NaN neither
+            raise UserError(f"{shape}: its values lie outside [0, 1]; bring them there, or give uint8")
+        pixels = (pixels * 255).round().astype(np.uint8)
+    if pixels.dtype != np.uint8:
+        raise UserError(f"{shape}: {pixels.dtype} values; give uint8, or floats in [0, 1]")
+    return Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)
 
 
 def as_size(size: Size | list[int]) -> tuple[int, int]:
