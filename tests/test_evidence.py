@@ -54,7 +54,7 @@ def test_the_main_table_has_every_method():
     every = {path.stem for path in (config_dir() / "method").glob("*.yaml")}
     assert methods == every - {"best"}  # which is the default with more samples: at equal cost it is no other method
     counts = {size: sum(cell.world["count"] for cell in experiments(size, "main")[0].cells()) for size in SIZES}
-    assert counts == {"smoke": 15, "small": 15 * (12 + 4), "full": 15 * 2 * 3 * 64}
+    assert counts == {"smoke": 15, "small": 15 * (32 + 4), "full": 15 * 2 * 3 * 64}
     with pytest.raises(UserError, match=r"^experiment=none: choose one of prompts, main, timesteps, "):
         experiments("small", "none")
 

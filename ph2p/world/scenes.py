@@ -1,6 +1,6 @@
 """The embedded world: scenes of pictured things and plain shapes, whose ground truth is known word by word.
 
-A scene is one object at a place, or two in a relation, on a coloured background. An object is a thing as one of five
+A scene is one object at a place, or two in a relation, on a coloured background. An object is a thing as one of seven
 hands drew it (`ph2p.world.sprites`), or a shape in a colour and a fill. Everything is a function of (split, seed,
 index), so training, validation and test scenes never meet; the latter two show their things in a hand that training
 never sees. `drawing` paints a scene, `captions` describes it.

@@ -17,7 +17,7 @@ from transformers.models.clip.modeling_clip import CLIPOutput
 
 from ph2p.models.conv_tower import WIDTHS, ConvTowerConfig
 from ph2p.tiny.recipe.judge import HEADS, reading_loss, truths, turned
-from ph2p.tiny.recipe.scenes import to_unit
+from ph2p.tiny.recipe.scenes import IMAGE_SIZE, to_unit
 from ph2p.tiny.recipe.stage import Stage
 from ph2p.tiny.recipe.tokenizer import CONTEXT_LENGTH, tokenize
 from ph2p.world.captions import random_caption
@@ -42,7 +42,8 @@ def dual_encoder(tokenizer: CLIPTokenizer) -> VisionTextDualEncoderModel:
         pad_token_id=tokenizer.pad_token_id,
     )
     text._attn_implementation = "eager"  # the fused attention's bf16 backward is slower on CPUs
-    config = VisionTextDualEncoderConfig.from_vision_text_configs(ConvTowerConfig(), text, projection_dim=128)
+    vision = ConvTowerConfig(image_size=IMAGE_SIZE)
+    config = VisionTextDualEncoderConfig.from_vision_text_configs(vision, text, projection_dim=128)
     return VisionTextDualEncoderModel(config)
 
 

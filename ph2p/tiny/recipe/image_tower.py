@@ -139,9 +139,9 @@ def outlined(picture: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     the next."""
     levels = rng.integers(3, 6)
     flat = (picture / 255 * levels).round() * 255 / levels
-    steps = [np.abs(np.diff(picture, axis=axis, append=0)).sum(-1, keepdims=True) for axis in (0, 1)]
-    steps[0][-1], steps[1][:, -1] = 0, 0  # nothing comes after the last row and column
-    return flat * (1 - (sum(steps) / 100).clip(0, 1))
+    down, right = np.diff(picture, axis=0, append=picture[-1:]), np.diff(picture, axis=1, append=picture[:, -1:])
+    edges = (np.abs(down) + np.abs(right)).sum(-1, keepdims=True) / 100  # (H, W, 1)
+    return flat * (1 - edges.clip(0, 1))
 
 
 def siblings(scene: Scene, number: int, rng: np.random.Generator) -> list[Scene]:
