@@ -58,7 +58,7 @@ def save_dual(folder):
     """A dual encoder for 16-pixel images: CLIP's text tower, tokenizer and processor with a convolutional tower."""
     clip = CLIPModel.from_pretrained(save_clip(folder))
     (folder / "config.json").unlink()
-    vision = ConvTowerConfig(widths=(8, 16), hidden_size=16, image_size=16)
+    vision = ConvTowerConfig(widths=(8, 16), image_size=16)
     config = VisionTextDualEncoderConfig.from_vision_text_configs(vision, clip.config.text_config, projection_dim=12)
     VisionTextDualEncoderModel(config).save_pretrained(folder)
     return folder

@@ -17,7 +17,11 @@ class ConvTowerConfig(PreTrainedConfig):
     model_type = "ph2p_conv_tower"
     widths: tuple[int, ...] = WIDTHS
     image_size: int = 64
-    hidden_size: int = WIDTHS[-1]  # of the pooled picture, by the name under which a dual encoder looks for it
+
+    @property
+    def hidden_size(self) -> int:
+        """The width of a pooled picture, by the name under which a dual encoder looks for it."""
+        return self.widths[-1]
 
 
 class ConvTower(PreTrainedModel):
